@@ -1,0 +1,39 @@
+"""Sessions for aiohttp, in a storage that a URL selects."""
+
+from .cookie import Cookie
+from .errors import ConfigError, SessionConflict, SessionError, SessionGone, SessionTooLarge, StorageUnavailable
+from .middleware import get_session, get_storage, new_session, session_middleware, setup
+from .session import Session
+from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write
+from .storages import open_storage, register
+from .url import Host, StorageURL
+
+__all__ = [
+    "ConfigError",
+    "Conflict",
+    "Cookie",
+    "Gone",
+    "Host",
+    "Outcome",
+    "Record",
+    "Saved",
+    "Session",
+    "SessionConflict",
+    "SessionError",
+    "SessionGone",
+    "SessionTooLarge",
+    "Storage",
+    "StorageURL",
+    "StorageUnavailable",
+    "Write",
+    "__version__",
+    "get_session",
+    "get_storage",
+    "new_session",
+    "open_storage",
+    "register",
+    "session_middleware",
+    "setup",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,147 @@
+"""A session as bytes: JSON for the data, and in front of it an envelope with the session's times."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+try:
+    import orjson
+except ModuleNotFoundError:  # the extra "speedups"
+    orjson = None  # type: ignore[assignment]
+
+__all__ = ["Codec", "Envelope", "JSONCodec", "UndecodableError", "UnknownFormatError"]
+
+MAX_DEPTH = 250
+"""How deep values may nest: what both JSON libraries can write and read again."""
+
+_FORMAT = 1
+_HEADER = struct.Struct(">BQQQ")  # format, then created, written and idle_timeout in milliseconds
+_LEAST, _BEYOND = -(2**63), 2**64
+
+
+class UndecodableError(ValueError):
+    """These bytes were never a session, or are damaged."""
+
+
+class UnknownFormatError(ValueError):
+    """These bytes are of a format that another version of this package writes."""
+
+
+class Codec(Protocol):
+    """Turns a session's data into bytes and back; `loads` may raise any exception on bad bytes."""
+
+    def dumps(self, data: dict[str, Any], /) -> bytes | str: ...
+
+    def loads(self, encoded: bytes, /) -> Any: ...
+
+
+class JSONCodec:
+    """JSON by orjson where it is installed, else by the standard library; both accept the same values.
+
+    Those are str, bool, None, finite floats, integers from -2**63 to 2**64-1, and lists and
+    dicts of them with str keys, at most 250 levels deep. A tuple comes back as a list.
+    """
+
+    def dumps(self, data: dict[str, Any]) -> bytes:
+        """Encode.
+
+        Raises:
+            TypeError: JSON cannot hold a value; the message names its path, as `session['cart'][0]`.
+        """
+        flaw = _flaw(data, 1)
+        if flaw is not None:
+            path, reason = flaw
+            raise TypeError(f"session{path} {reason}")
+        if orjson is not None:
+            return orjson.dumps(data, _as_plain)
+        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    def loads(self, encoded: bytes) -> Any:
+        """Decode; any exception means that these bytes are not what `dumps` wrote."""
+        if orjson is not None:
+            return orjson.loads(encoded)
+        return json.loads(encoded, parse_constant=_refuse_constant)
+
+
+class Envelope(NamedTuple):
+    """What is stored for a session; times are seconds since the epoch, a timeout is seconds."""
+
+    created: float
+    written: float
+    idle_timeout: float | None
+    payload: bytes
+
+    def pack(self) -> bytes:
+        """Give the bytes that a storage keeps."""
+        idle = 0 if self.idle_timeout is None else max(1, round(self.idle_timeout * 1000))
+        return _HEADER.pack(_FORMAT, round(self.created * 1000), round(self.written * 1000), idle) + self.payload
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Envelope:
+        """Read what `pack` gave.
+
+        Raises:
+            UnknownFormatError: the first byte is another version's.
+            UndecodableError: the bytes are too short for an envelope.
+        """
+        if not data:
+            raise UndecodableError("the record is empty")
+        if data[0] != _FORMAT:
+            raise UnknownFormatError(f"the record has format {data[0]}, and this version reads format {_FORMAT}")
+        if len(data) < _HEADER.size:
+            raise UndecodableError(f"the record is cut off after {len(data)} bytes")
+        _, created, written, idle = _HEADER.unpack_from(data)
+        return cls(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER.size :])
+
+
+def _flaw(value: Any, depth: int) -> tuple[str, str] | None:
+    """Find a value that JSON cannot hold: its path below here, and what is wrong with it."""
+    if isinstance(value, dict):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        reason = _scalar_flaw(value)
+        return None if reason is None else ("", reason)
+    if depth > MAX_DEPTH:
+        return "", f"is nested deeper than {MAX_DEPTH} levels, or contains itself"
+    for key, item in items:
+        if isinstance(value, dict) and (type(key) is not str or _scalar_flaw(key)):
+            return "", f"has the key {key!r}, and JSON keys are str, in Unicode"
+        flaw = _flaw(item, depth + 1)
+        if flaw is not None:
+            return f"[{key!r}]{flaw[0]}", flaw[1]
+    return None
+
+
+def _scalar_flaw(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and (value.isascii() or _is_unicode(value))):
+        return None
+    if isinstance(value, str):
+        return "holds a lone surrogate, which UTF-8 cannot encode"
+    if isinstance(value, int):
+        return None if _LEAST <= value < _BEYOND else "is an integer that does not fit into 64 bits"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"is {value}, which JSON cannot hold"
+    return f"is of type {type(value).__name__}, which JSON cannot hold"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_plain(value: object) -> object:
+    """Give orjson the subclasses that it passes on and that the standard library writes."""
+    return list(value) if isinstance(value, tuple) else float(value)  # type: ignore[arg-type]
+
+
+def _refuse_constant(name: str) -> None:
+    raise UndecodableError(f"{name} is not JSON")

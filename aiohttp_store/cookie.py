@@ -1,0 +1,235 @@
+"""The cookie: its options, the ids in a `Cookie` header, and what a response's headers must say."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from aiohttp import hdrs
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from .errors import ConfigError
+
+__all__ = ["Cookie", "CookieReader", "Presented", "Secret", "add_vary", "derive_keys", "forbid_caching"]
+
+MAX_AGE = 400 * 86_400
+"""Seconds; browsers keep no cookie longer (RFC 6265bis, section 5.5)."""
+MAX_SIZE = 4096
+"""Bytes of name and value together (RFC 6265bis, section 5.6)."""
+MAX_ATTRIBUTE = 1024
+"""Bytes of one attribute's value (RFC 6265bis, section 5.6)."""
+MAX_LOOKED_AT = 4
+"""How many cookies of our name one request may make us look at."""
+MIN_SECRET = 32
+"""Bytes: as long as the digest that a secret keys (RFC 2104, section 3)."""
+
+Secret = str | bytes | Sequence[str | bytes]
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")  # RFC 6265, section 4.1.1: any character but controls and ";"
+_DOMAIN = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+_SIGNED_ID = re.compile(r"[A-Za-z0-9_-]{43}\.[A-Za-z0-9_-]{43}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cookie:
+    """How the browser keeps the session's cookie (RFC 6265bis).
+
+    Raises:
+        ConfigError: a value that no browser would accept, or a contradiction.
+    """
+
+    name: str = "session"
+    """`__Host-` in front of it is the strongest choice on https: no sibling domain can set it."""
+    path: str = "/"
+    domain: str | None = None
+    """`None`: this host only. A domain opens the cookie to all of its subdomains."""
+    secure: bool | Literal["auto"] = "auto"
+    """Send on https only. `"auto"`: on https requests, and always where the name's prefix, `samesite="None"`
+    or `partitioned` demand it."""
+    httponly: bool = True
+    """Keep the cookie from scripts."""
+    samesite: Literal["Lax", "Strict", "None"] | None = "Lax"
+    """`None` leaves the attribute out; the string `"None"` sends the cookie on cross-site requests."""
+    partitioned: bool = False
+    """Keep one cookie per embedding site (CHIPS)."""
+    priority: Literal["Low", "Medium", "High"] | None = None
+    persistent: bool = False
+    """Outlive the browser: send Max-Age."""
+
+    def __post_init__(self) -> None:
+        token, host = (
+            "an RFC 9110 token: letters, digits, !#$%&'*+-.^_`|~",
+            "a host name in ASCII (punycode for others)",
+        )
+        checks: tuple[tuple[str, Any, str], ...] = (
+            ("name", _TOKEN.fullmatch, token),
+            ("name", lambda name: len(name) <= MAX_SIZE // 2, f"at most {MAX_SIZE // 2} bytes"),
+            ("path", _PATH.fullmatch, "ASCII, begin with '/' and hold no ';'"),
+            ("path", lambda path: len(path) <= MAX_ATTRIBUTE, f"at most {MAX_ATTRIBUTE} bytes"),
+            ("domain", lambda domain: domain is None or _DOMAIN.fullmatch(domain), host),
+            ("domain", lambda domain: len(domain or "") <= MAX_ATTRIBUTE, f"at most {MAX_ATTRIBUTE} bytes"),
+            ("secure", lambda secure: secure in (True, False, "auto"), "True, False or 'auto'"),
+            ("samesite", lambda site: site in ("Lax", "Strict", "None", None), "'Lax', 'Strict', 'None' or None"),
+            ("priority", lambda rank: rank in ("Low", "Medium", "High", None), "'Low', 'Medium', 'High' or None"),
+        )
+        for field, holds, rule in checks:
+            value = getattr(self, field)
+            try:
+                is_right = holds(value)
+            except TypeError:  # not even a string
+                is_right = False
+            if not is_right:
+                raise ConfigError(f"Cookie({field}={value!r}): {field} must be {rule}")
+        if self.secure is False and self._secure_because is not None:
+            raise ConfigError(
+                f"Cookie(secure=False) contradicts {self._secure_because}, which browsers accept on secure cookies only"
+            )
+        if self._has_prefix("__host-") and (self.domain is not None or self.path != "/"):
+            raise ConfigError(
+                f"Cookie(name={self.name!r}) demands path='/' and no domain; "
+                f"it has path={self.path!r}, domain={self.domain!r}"
+            )
+
+    def _has_prefix(self, prefix: str) -> bool:
+        return self.name.lower().startswith(prefix)  # browsers compare so (RFC 6265bis, section 5.7)
+
+    @property
+    def _secure_because(self) -> str | None:
+        if self._has_prefix("__host-") or self._has_prefix("__secure-"):
+            return f"name={self.name!r}"
+        if self.samesite == "None":
+            return "samesite='None'"
+        return "partitioned=True" if self.partitioned else None
+
+    def is_secure(self, over_https: bool) -> bool:
+        """Tell whether the cookie carries `Secure` on a response to such a request."""
+        return over_https or self._secure_because is not None if self.secure == "auto" else self.secure
+
+    def header(self, value: str, *, secure: bool, max_age: int | None) -> str:
+        """Give the value of the `Set-Cookie` header; `max_age` in seconds, 0 removes the cookie."""
+        parts = [f"{self.name}={value}", f"Path={self.path}"]
+        if self.domain is not None:
+            parts.append(f"Domain={self.domain}")
+        if max_age is not None:
+            parts.append(f"Max-Age={min(max_age, MAX_AGE)}")
+        if max_age == 0:
+            parts.append("Expires=Thu, 01 Jan 1970 00:00:00 GMT")
+        if secure:
+            parts.append("Secure")
+        if self.httponly:
+            parts.append("HttpOnly")
+        if self.samesite is not None:
+            parts.append(f"SameSite={self.samesite}")
+        if self.partitioned:
+            parts.append("Partitioned")
+        if self.priority is not None:
+            parts.append(f"Priority={self.priority}")
+        return "; ".join(parts)
+
+
+class Presented(NamedTuple):
+    """An id that a browser sent, in the right form and with a right signature."""
+
+    id: str
+    stale: bool
+    """Signed with an older secret: to be sent again, signed with the first."""
+
+
+class CookieReader:
+    """Finds ids in `Cookie` headers, and writes the values that carry them."""
+
+    def __init__(self, name: str, secret: Secret | None) -> None:
+        self._name = name
+        self._pair = f"{name}="
+        self._keys = derive_keys(secret, "session cookie signature") if secret is not None else []
+
+    def is_in(self, headers: CIMultiDictProxy[str]) -> bool:
+        """Tell whether the request has a cookie of our name, whatever its value."""
+        return bool(self._values(headers))
+
+    def read(self, headers: CIMultiDictProxy[str]) -> list[Presented]:
+        """Give the ids, each once, in the header's order; forged and malformed values are left out."""
+        found = {presented.id: presented for value in self._values(headers) if (presented := self._open(value))}
+        return list(found.values())
+
+    def value(self, session_id: str) -> str:
+        """Give the cookie's value for an id: itself, or with its signature where a secret is set."""
+        return f"{session_id}.{self._sign(self._keys[0], session_id)}" if self._keys else session_id
+
+    def _values(self, headers: CIMultiDictProxy[str]) -> list[str]:
+        found: list[str] = []
+        for header in headers.getall(hdrs.COOKIE, ()):
+            if self._pair not in header:
+                continue
+            for part in header.split(";"):
+                pair = part.strip(" \t")
+                if pair.startswith(self._pair):
+                    found.append(pair[len(self._pair) :])
+        return found[:MAX_LOOKED_AT]
+
+    def _open(self, value: str) -> Presented | None:
+        if not self._keys:
+            return Presented(value, stale=False) if _PLAIN_ID.fullmatch(value) else None
+        if not _SIGNED_ID.fullmatch(value):
+            return None
+        session_id, _, signature = value.partition(".")
+        for age, key in enumerate(self._keys):
+            if hmac.compare_digest(self._sign(key, session_id), signature):
+                return Presented(session_id, stale=age > 0)
+        return None
+
+    def _sign(self, key: bytes, session_id: str) -> str:
+        digest = hmac.digest(key, f"{self._pair}{session_id}".encode(), "sha256")
+        return urlsafe_b64encode(digest)[:-1].decode()
+
+
+def derive_keys(secret: Secret, purpose: str) -> list[bytes]:
+    """Make a key for one purpose from each secret, so that no two uses share a key.
+
+    Raises:
+        ConfigError: no secret, or one that is shorter than 32 bytes.
+    """
+    secrets = [secret] if isinstance(secret, str | bytes) else list(secret)
+    if not secrets:
+        raise ConfigError("secret=[] holds no secret; give at least one, as from secrets.token_urlsafe(32)")
+    raw = [one.encode() if isinstance(one, str) else bytes(one) for one in secrets]
+    for position, one in enumerate(raw):
+        if len(one) < MIN_SECRET:
+            raise ConfigError(
+                f"secret {position + 1} of {len(raw)} has {len(one)} bytes, and {MIN_SECRET} are the least; "
+                "make one with secrets.token_urlsafe(32)"
+            )
+    return [hmac.digest(one, f"aiohttp_store {purpose}".encode(), "sha256") for one in raw]
+
+
+def add_vary(headers: CIMultiDict[str]) -> None:
+    """Say that the response depends on the cookie (RFC 9110, section 12.5.5)."""
+    present = ",".join(headers.getall(hdrs.VARY, ()))
+    fields = [field.strip().lower() for field in present.split(",")]
+    if "cookie" not in fields and "*" not in fields:
+        headers[hdrs.VARY] = f"{present}, Cookie" if present else "Cookie"
+
+
+def forbid_caching(headers: CIMultiDict[str]) -> list[str]:
+    """Keep a response with our cookie out of shared caches (RFC 9111, section 7.3).
+
+    The app's own directives stay, apart from those that invite a shared cache: they are
+    taken out and returned.
+    """
+    present = headers.getall(hdrs.CACHE_CONTROL, ())
+    if not present:
+        headers[hdrs.CACHE_CONTROL] = "no-store"
+        return []
+    directives = [directive.strip() for directive in ",".join(present).split(",") if directive.strip()]
+    names = [directive.partition("=")[0].lower() for directive in directives]
+    if "no-store" in names or "private" in names:
+        return []
+    shared = [directive for directive, name in zip(directives, names, strict=True) if name in ("public", "s-maxage")]
+    headers[hdrs.CACHE_CONTROL] = ", ".join(["private", *(one for one in directives if one not in shared)])
+    return shared

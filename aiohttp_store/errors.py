@@ -1,0 +1,49 @@
+"""What can go wrong, one class for each thing that the caller would do next."""
+
+__all__ = [
+    "ConfigError",
+    "SessionConflict",
+    "SessionError",
+    "SessionGone",
+    "SessionTooLarge",
+    "StorageUnavailable",
+]
+
+
+class SessionError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class ConfigError(SessionError, ValueError):
+    """A setting that cannot work. The message names the value and the way out."""
+
+
+class StorageUnavailable(SessionError):
+    """The storage did not answer in time, or answered that it cannot serve.
+
+    Nothing is known about the session: it may exist, and a write may have been carried
+    out. Uncaught in a handler it becomes a 503 with `Retry-After`.
+    """
+
+
+class SessionGone(SessionError):
+    """The record was deleted meanwhile: the visitor was logged out by another request."""
+
+
+class SessionConflict(SessionError):
+    """Another request changed the session, and `on_conflict="raise"` or the deadline forbade merging.
+
+    Uncaught in a handler, or at the end of a request, it becomes a 409.
+    """
+
+
+class SessionTooLarge(SessionError):
+    """The encoded session is larger than the storage or the cookie can hold.
+
+    `size` and `limit` are bytes.
+    """
+
+    def __init__(self, size: int, limit: int, where: str) -> None:
+        super().__init__(f"the session takes {size} bytes, and {where} holds at most {limit}")
+        self.size = size
+        self.limit = limit

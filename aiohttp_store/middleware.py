@@ -1,0 +1,323 @@
+"""The life of a request: when a session is loaded, when it is saved, and what a failure becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from .codec import Codec
+from .cookie import Cookie, Secret
+from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
+from .log import logger
+from .manager import Manager, OnConflict
+from .session import Duration, Keeper, Session
+from .storage import Storage
+from .storages import storage_from_url
+from .storages.memory import MemoryStorage
+
+__all__ = ["get_session", "get_storage", "new_session", "session_middleware", "setup"]
+
+
+RETRY_AFTER = 1
+"""Seconds after which a client may try again when the storage is down."""
+
+
+class _Visit:
+    """One request's use of one `setup`; a sub-app's own is linked to its parent's."""
+
+    __slots__ = ("ended", "failure", "keeper", "lock", "outer", "sealed", "session")
+
+    def __init__(self, keeper: Keeper, outer: _Visit | None) -> None:
+        self.keeper = keeper
+        self.outer = outer
+        self.session: Session | None = None
+        self.failure: StorageUnavailable | None = None
+        self.lock: asyncio.Lock | None = None
+        self.sealed = False
+        self.ended = False
+
+
+_VISIT: web.RequestKey[Any] = web.RequestKey("aiohttp_store.visit", _Visit)
+_MANAGER: web.AppKey[Manager] = web.AppKey("aiohttp_store.manager", Manager)
+
+
+async def get_session(request: web.Request, *, extend: bool = True) -> Session:
+    """Give the request's session, loaded at the first call; later calls give the same object.
+
+    With `extend=False` the session's idle timeout runs on, as for polling that must not keep a
+    login alive; one call that extends is enough to extend.
+
+    Raises:
+        RuntimeError: the app has no `setup`.
+        StorageUnavailable: the storage did not answer in time.
+    """
+    visit = _visit_of(request)
+    session = visit.session
+    if session is None:
+        session = await _load(visit, request)
+    if extend:
+        session._extend = True
+    return session
+
+
+async def new_session(request: web.Request) -> Session:
+    """Give an empty session under a new id; the old one is destroyed when the response is saved.
+
+    The old one need not have been loaded. From here on `get_session` gives the new one.
+
+    Raises:
+        RuntimeError: the app has no `setup`, or the response's headers have been sent.
+    """
+    visit = _visit_of(request)
+    if visit.sealed:
+        raise RuntimeError(
+            "new_session() needs a new cookie, but the response's headers have been sent; "
+            "call it before `await response.prepare(request)`"
+        )
+    visit.session = await visit.keeper.new(request, visit.session)
+    visit.session._extend = True
+    return visit.session
+
+
+def get_storage(app: web.Application) -> Storage:
+    """Give the storage that `setup` opens for this app.
+
+    Raises:
+        RuntimeError: this app has no `setup` of its own.
+    """
+    if _MANAGER not in app:
+        raise RuntimeError("this app has no session storage; call aiohttp_store.setup(app, storage) first")
+    return app[_MANAGER].storage
+
+
+def session_middleware(
+    storage: Storage | str = "memory://",
+    *,
+    secret: Secret | None = None,
+    cookie: Cookie | None = None,
+    idle_timeout: Duration = 86_400,
+    lifetime: Duration | None = None,
+    on_conflict: OnConflict = "merge",
+    codec: Codec | None = None,
+) -> Middleware:
+    """Make the middleware alone; see `setup` for the keywords, and prefer `setup`.
+
+    It opens its storage at the first use and never closes it, and cannot save a session for a
+    response that the handler prepares itself (a `RuntimeError` then names `setup`).
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+    return _middleware(
+        _manager(
+            storage,
+            secret=secret,
+            cookie=cookie,
+            idle_timeout=idle_timeout,
+            lifetime=lifetime,
+            on_conflict=on_conflict,
+            codec=codec,
+        )
+    )
+
+
+def setup(
+    app: web.Application,
+    storage: Storage | str = "memory://",
+    *,
+    secret: Secret | None = None,
+    cookie: Cookie | None = None,
+    idle_timeout: Duration = 86_400,
+    lifetime: Duration | None = None,
+    on_conflict: OnConflict = "merge",
+    codec: Codec | None = None,
+) -> None:
+    """Give every request of `app` a session, kept in `storage`, a `Storage` or its URL.
+
+    The storage is opened and closed with the app.
+
+    Args:
+        app: the application; its sub-apps share the sessions unless they have their own `setup`.
+        storage: as `"redis://localhost:6379/0"`.
+        secret: signs the cookie; of a list the first signs and all verify. At least 32 bytes each.
+        cookie: how the browser keeps the id.
+        idle_timeout: seconds or `timedelta`; a session unused for this long ends, up to a
+            twentieth early.
+        lifetime: seconds or `timedelta`; a session this old ends, however busy it is.
+        on_conflict: what to do when another request has changed the session: `"merge"` key by
+            key, `"overwrite"`, or `"raise"` (409).
+        codec: anything with `dumps` and `loads`; JSON by default.
+
+    Raises:
+        ConfigError: a setting that cannot work, or a second `setup` of one app.
+    """
+    if _MANAGER in app:
+        raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
+    manager = _manager(
+        storage,
+        secret=secret,
+        cookie=cookie,
+        idle_timeout=idle_timeout,
+        lifetime=lifetime,
+        on_conflict=on_conflict,
+        codec=codec,
+    )
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        _refuse_same_cookie_below(app, manager)
+        _warn_of_memory(manager.storage)
+        await manager.open()
+        yield
+        await manager.close()
+
+    async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
+        await _save_before_headers(manager, request, response)
+
+    app[_MANAGER] = manager
+    app.middlewares.insert(0, _middleware(manager))
+    app.on_response_prepare.append(on_prepare)
+    app.cleanup_ctx.append(run)
+
+
+def _manager(storage: Storage | str, **options: Any) -> Manager:
+    if isinstance(storage, str):
+        storage = storage_from_url(storage)
+    if not isinstance(storage, Storage):
+        raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")
+    return Manager(storage, **options)
+
+
+def _middleware(keeper: Keeper) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        outer: _Visit | None = request.get(_VISIT)
+        visit = request[_VISIT] = _Visit(keeper, outer)
+        try:
+            try:
+                response = await handler(request)
+            except web.HTTPException as raised:
+                await _save_after_handler(visit, request, raised)
+                raise
+            await _save_after_handler(visit, request, response)
+        except (StorageUnavailable, SessionConflict, SessionGone) as error:
+            raise _as_response(error) from error
+        else:
+            return response
+        finally:
+            visit.ended = True
+            if outer is not None:
+                request[_VISIT] = outer
+
+    return middleware
+
+
+async def _save_after_handler(visit: _Visit, request: web.Request, response: web.StreamResponse) -> None:
+    session = visit.session
+    if session is None or not isinstance(response, web.StreamResponse):
+        return
+    if response.prepared and not session._sealed:
+        if visit.keeper.is_changed(session):
+            raise RuntimeError(
+                "the session was changed, and the handler prepared the response itself; "
+                "use aiohttp_store.setup(app, storage), which saves before the headers, not the middleware alone"
+            )
+        return
+    await visit.keeper.save(request, response, session)
+
+
+async def _save_before_headers(keeper: Keeper, request: web.Request, response: web.StreamResponse) -> None:
+    """Save for a response that the handler prepares itself: a stream, server-sent events, a WebSocket."""
+    visit: _Visit | None = request.get(_VISIT)
+    while visit is not None and visit.keeper is not keeper:
+        visit = visit.outer
+    if visit is None or visit.ended:  # saved already, or the error page of a crashed handler
+        return
+    session = visit.session
+    if session is not None and not session._sealed:
+        try:
+            await keeper.save(request, response, session)
+        except BaseException:
+            _unprepare(request, response)
+            raise
+        session._sealed = True
+    visit.sealed = True
+
+
+def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
+    """Undo what `prepare` did to the connection's writer before it came here.
+
+    The writer may chunk, compress or count for the response that will not be sent, and would do
+    so with the error page, which has other headers. The response itself must not count as
+    prepared: writing to it would send a body without headers.
+    """
+    writer: Any = request.writer
+    writer.chunked = False
+    writer.length = None
+    writer._compress = None
+    response._payload_writer = None
+
+
+async def _load(visit: _Visit, request: web.Request) -> Session:
+    if visit.lock is None:
+        visit.lock = asyncio.Lock()
+    async with visit.lock:
+        if visit.failure is not None:  # one budget for loading, however often it is asked for
+            raise StorageUnavailable(*visit.failure.args) from visit.failure
+        if visit.session is None:
+            try:
+                session = await visit.keeper.load(request)
+            except StorageUnavailable as error:
+                visit.failure = error
+                raise
+            session._sealed = visit.sealed
+            visit.session = session
+        return visit.session
+
+
+def _visit_of(request: web.Request) -> _Visit:
+    visit: _Visit | None = request.get(_VISIT)
+    if visit is None:
+        raise RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")
+    return visit
+
+
+def _as_response(error: SessionError) -> web.HTTPException:
+    if isinstance(error, StorageUnavailable):
+        logger.warning("answered 503: %s", error)
+        return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER)})
+    logger.info("answered 409: %s", error)
+    return web.HTTPConflict()
+
+
+def _refuse_same_cookie_below(app: web.Application, manager: Manager) -> None:
+    for below in _apps_below(app):
+        other = below.get(_MANAGER)
+        if other is None:
+            continue
+        mine, theirs = manager.cookie, other.cookie
+        if (mine.name, mine.domain, mine.path) == (theirs.name, theirs.domain, theirs.path):
+            raise ConfigError(
+                f"an app and its sub-app both keep sessions in the cookie {mine.name!r} of path {mine.path!r}; "
+                "give one of them cookie=Cookie(name=…), or leave out the sub-app's setup to share the session"
+            )
+
+
+def _apps_below(app: web.Application) -> list[web.Application]:
+    below: list[web.Application] = []
+    for child in app._subapps:
+        below += [child, *_apps_below(child)]
+    return below
+
+
+def _warn_of_memory(storage: Storage) -> None:
+    is_debug = sys.flags.dev_mode or asyncio.get_running_loop().get_debug()
+    if isinstance(storage, MemoryStorage) and not is_debug:
+        logger.warning(
+            "sessions are kept in memory://, for development only: they are lost when this process ends, and no other "
+            "process sees them; use a URL such as redis://localhost:6379/0"
+        )

@@ -1,0 +1,239 @@
+"""The session: a dictionary that knows how it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, MutableMapping
+from datetime import timedelta
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+
+from aiohttp import web
+
+from .errors import ConfigError, SessionGone
+
+__all__ = ["Duration", "Keeper", "Session", "Stored", "seconds"]
+
+T = TypeVar("T")
+
+Duration = float | timedelta
+"""Seconds, or a `timedelta`."""
+
+
+class Keeper(Protocol):
+    """Loads sessions for requests and saves them with responses: the seam below the middleware."""
+
+    clock: Callable[[], float]
+    """Seconds since the epoch."""
+
+    async def load(self, request: web.BaseRequest) -> Session:
+        """Give the session of the request's cookie, or a new one."""
+
+    async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
+        """Store what became of the session, and say in the response's headers what the browser must know."""
+
+    async def new(self, request: web.BaseRequest, old: Session | None) -> Session:
+        """Give an empty session that, when it is saved, ends the request's old one."""
+
+    def is_changed(self, session: Session) -> bool:
+        """Tell whether `save` would have anything to write for the handler's sake."""
+
+    async def commit(self, session: Session) -> None:
+        """Store the session now."""
+
+    async def reload(self, session: Session) -> None:
+        """Read the session again."""
+
+    async def apply(self, session: Session, change: Callable[[Session], T]) -> T:
+        """Store what `change` makes of the newest data."""
+
+
+class Stored(NamedTuple):
+    """What the storage holds for a session, as far as this process knows."""
+
+    id: str
+    key: str
+    version: bytes
+    payload: bytes
+    created: float
+    written: float
+    idle_timeout: float | None
+
+
+class Session(MutableMapping[str, Any]):
+    """One visitor's data: a dictionary of JSON values, saved at the end of the request.
+
+    Values are str, bool, None, finite float, 64-bit int, and lists and dicts of these with str
+    keys; a tuple comes back as a list. Changes in nested lists and dicts are seen.
+    """
+
+    def __init__(self, keeper: Keeper, data: dict[str, Any], stored: Stored | None = None) -> None:
+        self._keeper = keeper
+        self._data = data
+        self._stored = stored
+        self._created = keeper.clock() if stored is None else stored.created
+        self._idle_timeout = None if stored is None else stored.idle_timeout
+        self._new = stored is None
+        self._extend = False
+        self._forced = False
+        self._renewing = False
+        self._gone = False
+        self._doomed: list[str] = []
+        self._sealed = False
+        self._written = False
+        self._cookie_id: str | None = None if stored is None else stored.id
+        self._cookie_stale = False
+        self._ended = False
+        self._lock = asyncio.Lock()
+
+    @property
+    def identity(self) -> str | None:
+        """The id in the cookie; `None` while nothing is stored."""
+        return None if self._stored is None or self._gone else self._stored.id
+
+    @property
+    def new(self) -> bool:
+        """Whether this request began the session."""
+        return self._new
+
+    @property
+    def created(self) -> float:
+        """When the session began, in seconds since the epoch; saving and prolonging leave it alone."""
+        return self._created
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no data; an empty session is not stored."""
+        return not self._data
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds of disuse after which this session ends; `None`: as `setup` says.
+
+        Setting it ("remember me") stores it with the session and makes its cookie outlive the browser.
+
+        Raises:
+            ConfigError: on setting what is not a duration above 0.
+        """
+        return self._idle_timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, timeout: Duration | None) -> None:
+        self._idle_timeout = None if timeout is None else seconds("idle_timeout", timeout)
+
+    def invalidate(self) -> None:
+        """End this session: its record is deleted and its cookie cleared when the response is saved.
+
+        What is written afterwards starts a new session under a new id.
+        """
+        if self._stored is not None:
+            self._doomed.append(self._stored.key)
+        self._data = {}
+        self._stored = None
+        self._idle_timeout = None
+        self._new = self._ended = True
+        self._gone = self._renewing = self._forced = False
+        self._created = self._keeper.clock()
+
+    def renew(self, *, login: bool = False) -> None:
+        """Give the session a new id and keep its data; the old id is dead once the response is saved.
+
+        For every gain of rights (OWASP Session Management, "Renew the Session ID After Any Privilege
+        Level Change"). With `login`, `created` and so the `lifetime` begin anew.
+
+        Raises:
+            RuntimeError: the response's headers have been sent.
+        """
+        if self._sealed:
+            self._refuse("renew() needs a new cookie")
+        self._renewing = True
+        if login:
+            self._created = self._keeper.clock()
+
+    def changed(self) -> None:
+        """Save the session even if its data looks the same; changes of nested values are seen without it."""
+        self._forced = True
+
+    async def save(self) -> None:
+        """Store the session now, not at the end of the request: for long WebSockets and streams.
+
+        Raises:
+            SessionGone: the record was deleted meanwhile, as by a logout.
+            SessionConflict: as `on_conflict="raise"` says, or merging did not end in time.
+            StorageUnavailable: the storage did not answer in time.
+            RuntimeError: a new session would need a cookie, and the headers have been sent.
+            TypeError: the data holds a value that JSON cannot hold.
+        """
+        self._forced = True  # so that it learns whether the record is still there
+        await self._keeper.commit(self)
+        self._tell_if_gone()
+
+    async def reload(self) -> None:
+        """Read the session again; unsaved changes are dropped, and nested values are new objects.
+
+        Raises:
+            SessionGone: the record was deleted meanwhile.
+            StorageUnavailable: the storage did not answer in time.
+        """
+        await self._keeper.reload(self)
+        self._tell_if_gone()
+
+    async def apply(self, change: Callable[[Session], T]) -> T:
+        """Store what the plain function `change(session)` makes of the newest data, and give its result.
+
+        No concurrent change is lost: `change` runs again on fresh data, over what was pending, until
+        the write wins. It may run several times, so it changes the session and nothing else.
+
+        Raises:
+            SessionGone, SessionConflict, StorageUnavailable, RuntimeError, TypeError: as in `save`.
+        """
+        result = await self._keeper.apply(self, change)
+        self._tell_if_gone()
+        return result
+
+    def _tell_if_gone(self) -> None:
+        if self._gone:
+            raise SessionGone("the session was deleted meanwhile, as by a logout")
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise RuntimeError(
+            f"{why}, but the response's headers have been sent; do it before `await response.prepare(request)`"
+        )
+
+    def __getitem__(self, key: str) -> Any:
+        return self._data[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self._sealed and self._stored is None and not self._gone:
+            self._refuse("a new session needs a cookie")
+        self._data[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._data
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled, as that would copy its id; pickle dict(session)")
+
+    def __repr__(self) -> str:
+        state = "gone" if self._gone else "new" if self._new else "stored"
+        return f"<Session {state}, {len(self._data)} keys>"
+
+
+def seconds(name: str, duration: Duration) -> float:
+    """Read a duration as seconds.
+
+    Raises:
+        ConfigError: it is no duration, or not above 0, or longer than a thousand years.
+    """
+    value = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1000 * 366 * 86_400:
+        raise ConfigError(f"{name}={duration!r} must be seconds or a timedelta, and above 0")
+    return float(value)

@@ -1,0 +1,144 @@
+"""The law that every storage obeys: three verbs over batches, and versions that no write ignores."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from .errors import ConfigError, SessionError, StorageUnavailable
+from .url import StorageURL
+
+__all__ = ["Conflict", "Gone", "Outcome", "Record", "Saved", "Storage", "Write", "new_version"]
+
+VERSION_SIZE = 8
+
+
+class Record(NamedTuple):
+    """What is stored under one key."""
+
+    version: bytes
+    """Which write this is; opaque to all but the storage that made it."""
+    data: bytes
+    """Opaque to the storage."""
+
+
+class Write(NamedTuple):
+    """One change that is wanted, on condition of what is there."""
+
+    key: str
+    """43 base64url characters, made from the hash of the id; never bytes that a client chose."""
+    expected: bytes | None
+    """The version that this write replaces; `None`: the key must not exist yet."""
+    data: bytes | None
+    """What to store; `None` removes the record, if it is still the expected version."""
+    ttl: int
+    """Seconds until the record is absent, at least 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The write was carried out, and this is the version it left (empty after a removal)."""
+
+    version: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Nothing was written: this other record is there."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Nothing was written: a version was expected, and there is no record any more."""
+
+
+Outcome = Saved | Conflict | Gone
+
+
+class Storage(ABC):
+    """Keeps records under keys until their time is over.
+
+    A batch holds a key once. A bad value fails only itself where the server can tell; a
+    broken server fails the batch with `StorageUnavailable`, within `timeout`.
+    """
+
+    timeout: float = 2.0
+    """Seconds within which every verb answers or raises `StorageUnavailable`."""
+
+    @classmethod
+    def from_url(cls, url: StorageURL) -> Self:
+        """Make the storage that a URL describes; it opens its client itself, in `open`.
+
+        Raises:
+            ConfigError: the URL has a part or a parameter that this storage does not know.
+        """
+        raise ConfigError(f"{cls.__name__} cannot be made from a URL ({url}): pass an instance to setup()")
+
+    async def open(self) -> None:  # noqa: B027  (a storage without connections has nothing to open)
+        """Prepare for use; called once before the first verb, and again after `close`.
+
+        A server that is down at this time is no error: the verbs will tell.
+        """
+
+    @abstractmethod
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        """Give the record of each key, in order.
+
+        Missing, expired and not in this storage's own layout are all `None`.
+
+        Raises:
+            StorageUnavailable: the server did not answer within `timeout`.
+        """
+
+    @abstractmethod
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Store each write in one atomic step and tell, in order, what became of it.
+
+        Present with the expected version: written, `Saved`. Present with another version, or
+        with any while none was expected: nothing written, `Conflict` with what is there.
+        Absent while a version is expected: `Gone`; no write brings a record back. Absent and
+        none expected: created, `Saved`. A record past its ttl is absent.
+
+        The version is drawn once per write, so a write that is tried again because its answer
+        was lost is `Saved`, unless another write came between.
+
+        Raises:
+            StorageUnavailable: the server did not answer within `timeout`.
+            SessionTooLarge: a value is over the server's limit; sent alone, the others pass.
+        """
+
+    @abstractmethod
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove these records whatever their version; a missing one is no error.
+
+        Raises:
+            StorageUnavailable: the server did not answer within `timeout`.
+        """
+
+    async def close(self) -> None:  # noqa: B027  (see open)
+        """Give back what `open` took; calling it twice is no error."""
+
+    @asynccontextmanager
+    async def answering(self, *outages: type[BaseException]) -> AsyncIterator[None]:
+        """Bound the block by `timeout`, and turn `outages` and time-outs into `StorageUnavailable`."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                yield
+        except SessionError:
+            raise
+        except TimeoutError as error:
+            raise StorageUnavailable(f"{self!r} did not answer within {self.timeout:g} s") from error
+        except (OSError, EOFError, *outages) as error:  # type: ignore[misc]
+            raise StorageUnavailable(f"{self!r} failed: {type(error).__name__}: {error}") from error
+
+
+def new_version() -> bytes:
+    """Draw the version of one write: 8 random bytes, which no two writes of a record share."""
+    return os.urandom(VERSION_SIZE)

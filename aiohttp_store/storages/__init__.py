@@ -1,0 +1,116 @@
+"""From the scheme of a URL to the storage that serves it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import ConfigError
+from ..storage import Storage
+from ..url import StorageURL, nearest
+
+__all__ = ["ENTRY_POINTS", "SCHEMES", "open_storage", "register", "storage_from_url"]
+
+ENTRY_POINTS = "aiohttp_store.storages"
+"""The entry-point group in which an installed package offers schemes of its own."""
+
+SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
+    "mariadb": "aiohttp_store.storages.mysql:MySQLStorage",
+    "memcached": "aiohttp_store.storages.memcached:MemcachedStorage",
+    "memory": "aiohttp_store.storages.memory:MemoryStorage",
+    "mongodb": "aiohttp_store.storages.mongodb:MongoDBStorage",
+    "mongodb+pymongo": "aiohttp_store.storages.mongodb:MongoDBStorage",
+    "mongodb+srv": "aiohttp_store.storages.mongodb:MongoDBStorage",
+    "mysql": "aiohttp_store.storages.mysql:MySQLStorage",
+    "redis": "aiohttp_store.storages.redis:RedisStorage",
+    "redis+unix": "aiohttp_store.storages.redis:RedisStorage",
+    "rediss": "aiohttp_store.storages.redis:RedisStorage",
+    "valkey": "aiohttp_store.storages.redis:RedisStorage",
+}
+
+_EXTRAS = {
+    "redis": "redis",
+    "aiomcache": "memcached",
+    "motor": "mongodb",
+    "pymongo": "mongodb",
+    "aiomysql": "mysql",
+    "pymysql": "mysql",
+}
+
+
+def register(scheme: str, target: str | type[Storage] | Callable[[StorageURL], Storage]) -> None:
+    """Make `scheme://` known to `setup` and `open_storage`.
+
+    `target` is a `Storage` class, whose `from_url` is called, a function of a `StorageURL` that
+    gives a `Storage`, or `"package.module:name"` of either, imported at first use.
+
+    Raises:
+        ConfigError: the scheme is not one (RFC 3986, section 3.1), or the target is none of these.
+    """
+    if not StorageURL.is_scheme(scheme):
+        raise ConfigError(
+            f"{scheme!r} cannot be a URL scheme; use a lower-case letter, then letters, digits, '+', '-', '.'"
+        )
+    if isinstance(target, str) and not all(target.partition(":")):
+        raise ConfigError(f"{target!r} names no storage; write 'package.module:name'")
+    if not isinstance(target, str) and not callable(target):
+        raise ConfigError(f"{target!r} is no storage; give a Storage class, a function, or 'package.module:name'")
+    SCHEMES[scheme] = target
+
+
+def storage_from_url(text: str) -> Storage:
+    """Make the storage that a URL names.
+
+    Raises:
+        ConfigError: the scheme or a parameter is unknown, or the driver is not installed.
+    """
+    url = StorageURL.parse(text)
+    found: Any = SCHEMES.get(url.scheme)
+    if found is None:
+        found = _from_installed(url.scheme)
+    if isinstance(found, str):
+        found = _import(found, url)
+    storage = found.from_url(url) if isinstance(found, type) and issubclass(found, Storage) else found(url)
+    if not isinstance(storage, Storage):
+        raise ConfigError(f"{url.scheme}:// is registered for {found!r}, which gave {storage!r} and not a Storage")
+    return storage
+
+
+def _from_installed(scheme: str) -> Any:
+    offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if scheme not in offered:
+        known = sorted({*SCHEMES, *offered})
+        names = ", ".join(f"{name}://" for name in known)
+        raise ConfigError(f"unknown storage '{scheme}://'{nearest(scheme, known, repr('{}://'))}; known are {names}")
+    return offered[scheme].load()
+
+
+def _import(target: str, url: StorageURL) -> Any:
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise ConfigError(
+            f"{url.scheme}:// needs the package {error.name!r}; install it with: pip install 'aiohttp_store[{extra}]'"
+        ) from error
+
+
+@asynccontextmanager
+async def open_storage(url: str) -> AsyncIterator[Storage]:
+    """Open the storage that `url` names, and close it at the end of the block.
+
+    Raises:
+        ConfigError: the scheme or a parameter is unknown, or the driver is not installed.
+    """
+    storage = storage_from_url(url)
+    await storage.open()
+    try:
+        yield storage
+    finally:
+        await storage.close()

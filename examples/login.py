@@ -1,0 +1,75 @@
+"""A login that renews the id, can be remembered, and ends after 90 days at the latest.
+
+Run it with: python examples/login.py redis://localhost:6379/0
+"""
+
+import argparse
+import hmac
+from datetime import timedelta
+
+from aiohttp import web
+
+import aiohttp_store
+
+USERS = {"ann": "correct horse"}  # an app of yours keeps password hashes, as by argon2-cffi
+
+FORM = """<!doctype html>
+<title>Log in</title>
+<form method="post" action="/login">
+<p><label>User <input name="user" autocomplete="username"></label>
+<p><label>Password <input name="password" type="password" autocomplete="current-password"></label>
+<p><label><input name="remember" type="checkbox"> Remember me for 30 days</label>
+<p><button>Log in</button>
+</form>
+"""
+
+
+async def form(_: web.Request) -> web.Response:
+    return web.Response(text=FORM, content_type="text/html")
+
+
+async def login(request: web.Request) -> web.Response:
+    sent = await request.post()
+    user, password = str(sent.get("user", "")), str(sent.get("password", ""))
+    if not hmac.compare_digest(USERS.get(user, "").encode(), password.encode()) or user not in USERS:
+        raise web.HTTPForbidden(text="wrong user or password")
+    session = await aiohttp_store.get_session(request)
+    session.renew(login=True)
+    session["user"] = user
+    if "remember" in sent:
+        session.idle_timeout = timedelta(days=30)
+    raise web.HTTPSeeOther("/account")
+
+
+async def account(request: web.Request) -> web.Response:
+    session = await aiohttp_store.get_session(request)
+    if "user" not in session:
+        raise web.HTTPSeeOther("/login")
+    return web.json_response({"user": session["user"]})
+
+
+async def logout(request: web.Request) -> web.Response:
+    (await aiohttp_store.get_session(request)).invalidate()
+    raise web.HTTPSeeOther("/login")
+
+
+def make_app(storage: str) -> web.Application:
+    app = web.Application()
+    app.router.add_get("/login", form)
+    app.router.add_post("/login", login)
+    app.router.add_get("/account", account)
+    app.router.add_post("/logout", logout)
+    aiohttp_store.setup(app, storage, idle_timeout=timedelta(hours=1), lifetime=timedelta(days=90))
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve the login example.")
+    parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
+    parser.add_argument("--port", type=int, default=8080, help="0: any free one")
+    options = parser.parse_args()
+    web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+
+
+if __name__ == "__main__":
+    main()

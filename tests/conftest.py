@@ -1,0 +1,116 @@
+"""Which storages the suite runs over, and the servers behind them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.pytest_plugin import AiohttpClient
+from aiohttp.test_utils import TestClient
+from aiohttp.typedefs import Handler
+
+import aiohttp_store
+from aiohttp_store import Storage
+
+from .servers import SERVERS, Server
+
+# A new storage adds a line here, and every suite runs over it: its name, its server, its URL's scheme.
+STORAGES = {
+    "memory": (None, "memory"),
+    "redis": ("redis", "redis"),
+    "memcached": ("memcached", "memcached"),
+    "mongodb": ("mongodb", "mongodb"),
+    "pymongo": ("mongodb", "mongodb+pymongo"),
+    "mysql": ("mysql", "mysql"),
+}
+
+
+class Servers:
+    """Starts each server at its first use; a URL in the environment takes the place of one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: dict[str, Server] = {}
+
+    def url(self, name: str) -> str:
+        return os.environ.get(f"AIOHTTP_STORE_TEST_{name.upper()}_URL") or self.own(name).url
+
+    def own(self, name: str) -> Server:
+        """Give a server that the suite started itself, and so may be stopped and killed."""
+        if name not in self.running:
+            server = SERVERS[name](self.folder / name)
+            server.start()
+            self.running[name] = server
+        return self.running[name]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    running = Servers(tmp_path_factory.mktemp("servers"))
+    yield running
+    for server in running.running.values():
+        server.kill()
+
+
+@pytest.fixture(params=STORAGES)
+def storage_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make_url(storage_name: str, servers: Servers) -> Callable[..., str]:
+    """Give a maker of URLs of the storage under test; each call names a space of its own."""
+    server, scheme = STORAGES[storage_name]
+
+    def url(**parameters: object) -> str:
+        name = f"t{secrets.token_hex(6)}"
+        if server is None:
+            base = "memory://"
+        else:
+            base = scheme + "://" + servers.url(server).partition("://")[2]
+            space = {"mysql": "table", "mongodb": "collection"}.get(server, "prefix")
+            parameters = {space: name, **parameters}
+        query = "&".join(f"{key}={value}" for key, value in parameters.items())
+        return base + ("&" if "?" in base else "?") * bool(query) + query
+
+    return url
+
+
+@pytest.fixture
+def storage_url(make_url: Callable[..., str]) -> str:
+    return make_url()
+
+
+@pytest.fixture
+async def storage(storage_url: str) -> AsyncIterator[Storage]:
+    async with aiohttp_store.open_storage(storage_url) as opened:
+        yield opened
+
+
+Client = TestClient[web.Request, web.Application]
+Serve = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+def serve(aiohttp_client: AiohttpClient) -> Serve:
+    """Give a function that serves handlers, each at a path of its name, and gives a client."""
+
+    async def start(*handlers: Handler, storage: str | Storage = "memory://", **options: Any) -> Client:
+        app = web.Application()
+        for handler in handlers:
+            app.router.add_route("*", f"/{handler.__name__}", handler)
+        aiohttp_store.setup(app, storage, **options)
+        return await aiohttp_client(app)
+
+    return start
+
+
+@pytest.fixture(autouse=True)
+def warn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what was logged seldom, so that no test depends on another."""
+    monkeypatch.setattr("aiohttp_store.log._last", {})

@@ -1,0 +1,172 @@
+"""Many callers, few round trips."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write
+from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, Batcher
+
+
+class Gated(Storage):
+    """A storage whose round trips end when the test says so, and that keeps account of them."""
+
+    def __init__(self) -> None:
+        self.trips: list[list[str]] = []
+        self.gate = asyncio.Event()
+        self.under_way = 0
+        self.most = 0
+        self.bad: dict[str, Exception] = {}
+
+    async def _travel(self, keys: list[str]) -> None:
+        self.trips.append(keys)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await self.gate.wait()
+        finally:
+            self.under_way -= 1
+        for key in keys:
+            if key in self.bad:
+                raise self.bad[key]
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        await self._travel(list(keys))
+        return [Record(b"v", key.encode()) for key in keys]
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        await self._travel([write.key for write in writes])
+        return [Saved(write.data or b"") for write in writes]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._travel(list(keys))
+
+
+@pytest.fixture
+async def storage() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+async def batcher(storage: Gated) -> Batcher:
+    return Batcher(storage)
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_callers_of_one_moment_share_a_trip(batcher: Batcher, storage: Gated) -> None:
+    storage.gate.set()
+    records = await asyncio.gather(*(batcher.load(f"k{number}") for number in range(10)))
+    assert [record and record.data for record in records] == [b"k%d" % number for number in range(10)]
+    assert len(storage.trips) == 1
+
+
+async def test_what_comes_during_the_trips_goes_out_together_in_the_next(batcher: Batcher, storage: Gated) -> None:
+    futures = [batcher.load("first")]
+    await settle()
+    futures.append(batcher.load("second"))
+    await settle()
+    futures += [batcher.load(f"k{number}") for number in range(5)]
+    await settle()
+    assert storage.trips == [["first"], ["second"]]
+    storage.gate.set()
+    await asyncio.gather(*futures)
+    assert storage.trips[2:] == [[f"k{number}" for number in range(5)]]
+    assert storage.most == MAX_TRIPS
+
+
+async def test_a_trip_carries_a_key_once_and_keeps_the_order_of_writes(batcher: Batcher, storage: Gated) -> None:
+    storage.gate.set()
+    outcomes = await asyncio.gather(*(batcher.save(Write("k", None, b"%d" % number, 1)) for number in range(4)))
+    assert outcomes == [Saved(b"%d" % number) for number in range(4)]
+    assert storage.trips == [["k"]] * 4
+
+
+async def test_a_trip_is_bounded_in_keys_and_bytes(batcher: Batcher, storage: Gated) -> None:
+    storage.gate.set()
+    await asyncio.gather(*(batcher.load(f"k{number}") for number in range(MAX_KEYS * 2 + 1)))
+    assert sorted(map(len, storage.trips)) == [1, MAX_KEYS, MAX_KEYS]
+    storage.trips.clear()
+    sizes = {"a": MAX_BYTES - 1, "b": 1, "c": 1, "large": MAX_BYTES * 3, "d": 1}
+    await asyncio.gather(*(batcher.save(Write(key, None, bytes(size), 1)) for key, size in sizes.items()))
+    assert storage.trips == [["a", "b"], ["c"], ["large"], ["d"]]
+
+
+async def test_an_outage_fails_the_whole_trip_and_only_it(batcher: Batcher, storage: Gated) -> None:
+    storage.bad = {"bad": StorageUnavailable("down")}
+    storage.gate.set()
+    results = await asyncio.gather(batcher.load("good"), batcher.load("bad"), return_exceptions=True)
+    assert [type(result) for result in results] == [StorageUnavailable] * 2
+    assert results[0] is not results[1]
+    assert await batcher.load("good")
+
+
+async def test_a_bad_item_fails_alone(batcher: Batcher, storage: Gated) -> None:
+    storage.bad = {"bad": SessionTooLarge(2, 1, "here")}
+    storage.gate.set()
+    writes = [Write(key, None, b"x", 1) for key in ("a", "bad", "b")]
+    results = await asyncio.gather(*map(batcher.save, writes), return_exceptions=True)
+    assert [type(result) for result in results] == [Saved, SessionTooLarge, Saved]
+
+
+async def test_a_cancelled_caller_leaves_the_others_their_answers(batcher: Batcher, storage: Gated) -> None:
+    async def ask(key: str) -> bytes:
+        record = await batcher.load(key)
+        assert record is not None
+        return record.data
+
+    tasks = [asyncio.create_task(ask(f"k{number}")) for number in range(6)]
+    await settle()
+    for task in tasks[::2]:
+        task.cancel()
+    storage.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert answers[1::2] == [b"k1", b"k3", b"k5"]
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
+
+
+async def test_nobody_travels_for_a_caller_who_left_before(batcher: Batcher, storage: Gated) -> None:
+    blocking = [batcher.load("one")]
+    await settle()
+    blocking.append(batcher.load("two"))
+    await settle()
+    left, stays = batcher.load("left"), batcher.load("stays")
+    left.cancel()
+    storage.gate.set()
+    await asyncio.gather(*blocking, stays)
+    assert storage.trips == [["one"], ["two"], ["stays"]]
+    await batcher.finish()
+
+
+async def test_a_stalled_trip_does_not_hold_the_next(storage: Gated) -> None:
+    class Stalling(Gated):
+        async def load(self, keys: Sequence[str]) -> list[Record | None]:
+            if "stall" in keys:
+                await asyncio.Event().wait()
+            return await super().load(keys)
+
+    stalling = Stalling()
+    stalling.gate.set()
+    batcher = Batcher(stalling)
+    stalled = batcher.load("stall")
+    await settle()
+    for number in range(20):
+        assert await batcher.load(f"k{number}")
+    stalled.cancel()
+
+
+async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Batcher, storage: Gated) -> None:
+    asked = [batcher.save(Write(f"k{number}", None, b"x", 1)) for number in range(MAX_KEYS + 1)]
+    deleted = batcher.delete("k")
+    finishing = asyncio.create_task(batcher.finish())
+    await settle()
+    assert not finishing.done()
+    storage.gate.set()
+    await finishing
+    assert all(future.done() for future in (*asked, deleted))

@@ -1,0 +1,166 @@
+"""JSON by either library, and the envelope around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import json
+import math
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiohttp_store import codec
+from aiohttp_store.codec import MAX_DEPTH, Envelope, JSONCodec, UndecodableError, UnknownFormatError
+
+
+@pytest.fixture(params=["orjson", "json"], autouse=True)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    assert codec.orjson is not None
+    if request.param == "json":
+        monkeypatch.setattr(codec, "orjson", None)
+    yield request.param
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Name(str):
+    __slots__ = ()
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+class Half(float):
+    pass
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def cycle() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ((1, 2), [1, 2]),
+        (Pair(1, 2), [1, 2]),
+        (OrderedDict(a=1), {"a": 1}),
+        (Level.LOW, 1),
+        (Name("n"), "n"),
+        (Half(0.5), 0.5),
+        (2**64 - 1, 2**64 - 1),
+        (-(2**63), -(2**63)),
+        ("\u2028 \x7f \0 \U0001f600 </script>", "\u2028 \x7f \0 \U0001f600 </script>"),
+        ({"$where": 1, "a.b": 2, "__proto__": 3, "": 4, "\U0001f600": 5, "\0": 6},) * 2,
+        (nested(MAX_DEPTH - 1),) * 2,
+        (-0.0, -0.0),
+        (1e300, 1e300),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_value_that_json_can_hold_comes_back(value: Any, stored: Any) -> None:
+    encoded = JSONCodec().dumps({"v": value})
+    assert repr(JSONCodec().loads(encoded)) == repr({"v": stored})
+    assert encoded.decode().isprintable() or not str(value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "reason"),
+    [
+        (float("nan"), "", "is nan"),
+        (float("inf"), "", "is inf"),
+        (2**64, "", "is an integer that does not fit into 64 bits"),
+        (-(2**63) - 1, "", "does not fit into 64 bits"),
+        ("\ud800", "", "holds a lone surrogate"),
+        (b"bytes", "", "is of type bytes"),
+        ({1, 2}, "", "is of type set"),
+        (datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), "", "is of type datetime"),
+        (uuid.uuid4(), "", "is of type UUID"),
+        (Colour.RED, "", "is of type Colour"),
+        (Point(1), "", "is of type Point"),
+        ([1, {"a": [object()]}], "[1]['a'][0]", "is of type object"),
+        ({"a": {1: 2}}, "['a']", "has the key 1, and JSON keys are str"),
+        ({Name("n"): 1}, "", "has the key 'n'"),
+        ({"\ud800": 1}, "", "has the key"),
+        (nested(MAX_DEPTH), None, "is nested deeper than 250 levels"),
+        (cycle(), None, "or contains itself"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_value_that_json_cannot_hold_is_named_by_its_path(value: Any, path: str | None, reason: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        JSONCodec().dumps({"cart": value})
+    assert reason in str(caught.value)
+    if path is not None:
+        assert f"session['cart']{path} " in str(caught.value)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(st.dictionaries(st.text(), json_values))
+def test_both_libraries_write_what_both_read(data: dict[str, Any]) -> None:
+    encoded = JSONCodec().dumps(data)
+    assert JSONCodec().loads(encoded) == data == json.loads(encoded)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"{", b"\xff", b"[" * 200_000, b'{"a": NaN}', b"nul"])
+def test_bytes_that_are_no_json_are_refused(encoded: bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        JSONCodec().loads(encoded)
+
+
+@given(st.floats(0, 1e11), st.floats(0, 1e11), st.none() | st.floats(0.001, 1e9), st.binary())
+def test_an_envelope_comes_back_to_the_millisecond(
+    created: float, written: float, idle_timeout: float | None, payload: bytes
+) -> None:
+    read = Envelope.unpack(Envelope(created, written, idle_timeout, payload).pack())
+    assert math.isclose(read.created, created, abs_tol=0.001)
+    assert math.isclose(read.written, written, abs_tol=0.001)
+    assert read.payload == payload
+    assert read.idle_timeout == idle_timeout or math.isclose(read.idle_timeout or 0, idle_timeout or 0, abs_tol=0.001)
+
+
+@given(st.binary())
+def test_any_bytes_are_an_envelope_or_refused(data: bytes) -> None:
+    try:
+        Envelope.unpack(data)
+    except UnknownFormatError:
+        assert data[0] != 1
+    except UndecodableError:
+        assert len(data) < 25
