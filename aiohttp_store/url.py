@@ -59,7 +59,7 @@ class StorageURL:
         """
         match = _URL.fullmatch(text)
         if match is None:
-            shown = re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
+            shown = re.sub(r"//.*@", "//***@", text.partition("?")[0], flags=re.DOTALL)
             raise ConfigError(f"{shown!r} is not a storage URL; write scheme://user:password@host:port/path?name=value")
         login, hosts = match["login"], match["hosts"]
         user, colon, password = (login or "").partition(":")

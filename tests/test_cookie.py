@@ -1,0 +1,260 @@
+"""The cookie's options, its serialisation by RFC 6265bis, and the ids in a `Cookie` header."""
+
+from __future__ import annotations
+
+import secrets
+from http.cookies import SimpleCookie
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from aiohttp_store import ConfigError, Cookie
+from aiohttp_store.cookie import MAX_AGE, CookieReader, add_vary, forbid_caching
+
+ID = secrets.token_urlsafe(32)
+SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(3)]
+
+
+def headers(*cookies: str) -> CIMultiDictProxy[str]:
+    return CIMultiDictProxy(CIMultiDict([("Cookie", cookie) for cookie in cookies]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": ""}, r"Cookie\(name=''\): name must be an RFC 9110 token"),
+        ({"name": "a b"}, "name must be"),
+        ({"name": "a;b"}, "name must be"),
+        ({"name": "a=b"}, "name must be"),
+        ({"name": "é"}, "name must be"),
+        ({"name": "a\r\nb"}, "name must be"),
+        ({"name": None}, "name must be"),
+        ({"name": "n" * 2049}, "name must be at most 2048 bytes"),
+        ({"path": ""}, "path must be ASCII, begin with '/'"),
+        ({"path": "app"}, "path must be"),
+        ({"path": "/a;Secure"}, "path must be"),
+        ({"path": "/a\n"}, "path must be"),
+        ({"path": "/é"}, "path must be"),
+        ({"path": 5}, "path must be"),
+        ({"path": "/" + "a" * 1024}, "path must be at most 1024 bytes"),
+        ({"domain": ""}, "domain must be a host name"),
+        ({"domain": "a;b"}, "domain must be"),
+        ({"domain": "bücher.example"}, "punycode"),
+        ({"domain": "-a.example"}, "domain must be"),
+        ({"domain": ".".join(["a" * 60] * 20)}, "domain must be at most 1024 bytes"),
+        ({"secure": "yes"}, "secure must be True, False or 'auto'"),
+        ({"samesite": "lax"}, "samesite must be 'Lax'"),
+        ({"priority": "Highest"}, "priority must be 'Low'"),
+        ({"secure": False, "samesite": "None"}, "contradicts samesite='None'"),
+        ({"secure": False, "partitioned": True}, "contradicts partitioned=True"),
+        ({"secure": False, "name": "__Host-s"}, "contradicts name='__Host-s'"),
+        ({"secure": False, "name": "__secure-s"}, "contradicts name='__secure-s'"),
+        ({"name": "__Host-s", "domain": "x.example"}, "demands path='/' and no domain"),
+        ({"name": "__hOST-s", "path": "/app"}, "demands path='/' and no domain"),
+    ],
+)
+def test_what_no_browser_would_accept_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Cookie(**options)
+
+
+@pytest.mark.parametrize(
+    ("cookie", "over_https", "secure"),
+    [
+        (Cookie(), False, False),
+        (Cookie(), True, True),
+        (Cookie(secure=True), False, True),
+        (Cookie(secure=False), True, False),
+        (Cookie(name="__Host-s"), False, True),
+        (Cookie(name="__SECURE-s"), False, True),
+        (Cookie(samesite="None"), False, True),
+        (Cookie(partitioned=True), False, True),
+    ],
+)
+def test_auto_is_secure_where_the_request_or_another_option_demands_it(
+    cookie: Cookie, over_https: bool, secure: bool
+) -> None:
+    assert cookie.is_secure(over_https) is secure
+
+
+def test_the_defaults_are_the_safe_ones() -> None:
+    assert Cookie().header("v", secure=True, max_age=None) == "session=v; Path=/; Secure; HttpOnly; SameSite=Lax"
+
+
+def test_a_removal_carries_the_same_attributes() -> None:
+    cookie = Cookie(domain="x.example", path="/app", samesite="None", partitioned=True, priority="High")
+    kept = cookie.header("v", secure=True, max_age=None)
+    gone = cookie.header("", secure=True, max_age=0)
+    assert set(gone.split("; ")[1:]) - set(kept.split("; ")[1:]) == {
+        "Max-Age=0",
+        "Expires=Thu, 01 Jan 1970 00:00:00 GMT",
+    }
+    assert set(kept.split("; ")[1:]) <= set(gone.split("; ")[1:])
+
+
+def test_no_cookie_is_kept_longer_than_a_browser_would() -> None:
+    assert f"Max-Age={MAX_AGE};" in Cookie().header("v", secure=False, max_age=10**9)
+
+
+tokens = st.text("abcXYZ019!#$%&'*+-.^_`|~", min_size=1, max_size=20)
+paths = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters=";"), max_size=20)
+
+
+@given(
+    tokens,
+    paths,
+    st.none() | st.sampled_from(["x.example", ".x.example"]),
+    st.sampled_from(["Lax", "Strict", "None", None]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["Low", "Medium", "High", None]),
+    st.none() | st.integers(0, MAX_AGE),
+)
+def test_what_is_serialised_parses_back(
+    name: str,
+    path: str,
+    domain: str | None,
+    samesite: Any,
+    httponly: bool,
+    partitioned: bool,
+    priority: Any,
+    max_age: int | None,
+) -> None:
+    assume(not name.lower().startswith(("__host-", "__secure-")))
+    cookie = Cookie(
+        name=name,
+        path=f"/{path}",
+        domain=domain,
+        samesite=samesite,
+        httponly=httponly,
+        partitioned=partitioned,
+        priority=priority,
+    )
+    first, *rest = cookie.header(ID, secure=cookie.is_secure(False), max_age=max_age).split("; ")
+    # A browser strips white space around a value (RFC 6265bis, section 5.6).
+    attributes = {part.partition("=")[0]: part.partition("=")[2].strip() for part in rest}
+    assert first == f"{name}={ID}"
+    assert attributes.get("Path") == f"/{path}".strip() or "; " in path
+    assert attributes.get("Domain") == domain
+    assert attributes.get("SameSite") == samesite
+    assert attributes.get("Priority") == priority
+    assert ("HttpOnly" in attributes) is httponly
+    assert ("Partitioned" in attributes) is partitioned
+    assert ("Secure" in attributes) is (samesite == "None" or partitioned)
+    assert attributes.get("Max-Age") == (None if max_age is None else str(max_age))
+
+
+def test_the_standard_library_reads_what_is_serialised() -> None:
+    parsed = SimpleCookie(Cookie(domain="x.example").header(ID, secure=True, max_age=60))["session"]
+    assert (parsed.value, parsed["path"], parsed["domain"], parsed["max-age"]) == (ID, "/", "x.example", "60")
+
+
+@pytest.mark.parametrize("keys", [None, SECRETS])
+def test_an_id_comes_back_from_its_value(keys: list[str] | None) -> None:
+    reader = CookieReader("session", keys)
+    (presented,) = reader.read(headers(f"a=b; session={reader.value(ID)}; c=d"))
+    assert presented == (ID, False)
+
+
+def test_an_older_secret_still_verifies_and_asks_to_be_replaced() -> None:
+    old = CookieReader("session", SECRETS[1]).value(ID)
+    assert CookieReader("session", SECRETS[:2]).read(headers(f"session={old}")) == [(ID, True)]
+    assert CookieReader("session", SECRETS[2]).read(headers(f"session={old}")) == []
+
+
+def test_a_signature_is_bound_to_the_cookies_name() -> None:
+    value = CookieReader("one", SECRETS).value(ID)
+    assert CookieReader("other", SECRETS).read(headers(f"other={value}")) == []
+
+
+@given(st.integers(0, 86), st.sampled_from("abcdefgABCDEFG019-_."))
+def test_a_value_with_one_other_character_is_forged(position: int, character: str) -> None:
+    reader = CookieReader("session", SECRETS)
+    value = reader.value(ID)
+    assume(value[position] != character)
+    assert reader.read(headers(f"session={value[:position]}{character}{value[position + 1 :]}")) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "x",
+        ID[:-1],
+        ID + "x",
+        f'"{ID}"',
+        ID + " x",
+        ID.replace(ID[5], "+"),
+        f"{ID}.",
+        f"{ID}.{ID}",
+        "\udcff" * 43,
+        "é" * 43,
+    ],
+)
+def test_a_value_of_another_form_is_not_an_id(value: str) -> None:
+    assert CookieReader("session", None).read(headers(f"session={value}")) == []
+    assert CookieReader("session", SECRETS).read(headers(f"session={value}")) == []
+
+
+def test_only_cookies_of_exactly_our_name_are_read_from_every_header_each_id_once() -> None:
+    reader = CookieReader("session", None)
+    other = secrets.token_urlsafe(32)
+    found = reader.read(
+        headers(f"xsession={other}; session={ID}; Session={other}", f"session2={other};session={ID} ; session ={other}")
+    )
+    assert found == [(ID, False)]
+    assert reader.is_in(headers("session=junk"))
+    assert not reader.is_in(headers("sessions=junk"))
+
+
+def test_at_most_four_cookies_are_looked_at() -> None:
+    ids = [secrets.token_urlsafe(32) for _ in range(6)]
+    found = CookieReader("session", None).read(headers("; ".join(f"session={one}" for one in ids)))
+    assert [one.id for one in found] == ids[:4]
+
+
+@given(st.text(st.characters(max_codepoint=0xFF)))
+def test_no_header_makes_reading_fail(text: str) -> None:
+    for reader in (CookieReader("session", None), CookieReader("session", SECRETS)):
+        reader.read(headers(text, f"session={text}", f"session={text}.{text}"))
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        ([], "Cookie"),
+        (["Accept"], "Accept, Cookie"),
+        (["Accept", "Origin"], "Accept,Origin, Cookie"),
+        (["cookie"], "cookie"),
+        (["Accept, COOKIE"], "Accept, COOKIE"),
+        (["*"], "*"),
+    ],
+)
+def test_vary_is_added_to_what_is_there(present: list[str], expected: str) -> None:
+    response = CIMultiDict([("Vary", value) for value in present])
+    add_vary(response)
+    assert response.getall("Vary") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("present", "expected", "taken_out"),
+    [
+        ([], "no-store", []),
+        (["no-store"], "no-store", []),
+        (["private, max-age=60"], "private, max-age=60", []),
+        (["max-age=60"], "private, max-age=60", []),
+        (["no-cache"], "private, no-cache", []),
+        (["public, max-age=60"], "private, max-age=60", ["public"]),
+        (["Public", "S-MaxAge=9, max-age=60"], "private, max-age=60", ["Public", "S-MaxAge=9"]),
+        (["public, NO-STORE"], "public, NO-STORE", []),
+    ],
+)
+def test_a_response_with_our_cookie_stays_out_of_shared_caches(
+    present: list[str], expected: str, taken_out: list[str]
+) -> None:
+    response = CIMultiDict([("Cache-Control", value) for value in present])
+    assert forbid_caching(response) == taken_out
+    assert response.getall("Cache-Control") == [expected]

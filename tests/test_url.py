@@ -1,0 +1,120 @@
+"""Storage URLs: their grammar, their typed parameters, and passwords that stay hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiohttp_store import ConfigError, Host, StorageURL
+from aiohttp_store.url import TLSOptions, identifier
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("memory://", {}),
+        ("redis://h", {"hosts": (Host("h", None),)}),
+        ("redis://h:1,i,[::1]:3/0", {"hosts": (Host("h", 1), Host("i", None), Host("::1", 3)), "path": "/0"}),
+        (
+            "X://u%40:p%2F%3a@h/",
+            {"scheme": "x", "user": "u@", "password": "p/:", "hosts": (Host("h", None),), "path": "/"},
+        ),
+        ("redis://:p@h", {"password": "p", "hosts": (Host("h", None),)}),
+        ("redis+unix:///run/my%20redis.sock?db=1", {"path": "/run/my redis.sock", "query": (("db", "1"),)}),
+        ("a://h?x=1&y=%26&z=", {"hosts": (Host("h", None),), "query": (("x", "1"), ("y", "&"), ("z", ""))}),
+    ],
+)
+def test_a_url_is_split(text: str, parts: dict[str, object]) -> None:
+    url = StorageURL.parse(text)
+    for name in ("user", "password", "hosts", "path", "query"):
+        assert getattr(url, name) == parts.get(name, {"hosts": (), "path": "", "query": ()}.get(name)), name
+    assert url.scheme == parts.get("scheme", text.partition(":")[0])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "redis", "redis:h", "://h", "redis://h:port", "redis://[::1", "redis://h:99999", "redis://,"]
+)
+def test_what_is_no_url_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a"):
+        StorageURL.parse(text)
+
+
+@pytest.mark.parametrize("text", ["redis://u:geheim@h:x", "redis//u:geheim@h", "redis://u:geheim@h?password=geheim#f"])
+def test_no_error_shows_a_password(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        StorageURL.parse(text)
+    assert "geheim" not in str(caught.value)
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_a_url_shows_neither_its_password_nor_secret_parameters(password: str, secret: str) -> None:
+    from urllib.parse import quote
+
+    url = StorageURL.parse(f"redis://user:{quote(password, safe='')}@h/0?tls_password={quote(secret, safe='')}&x=1")
+    assert url.password == password
+    assert dict(url.query)["tls_password"] == secret
+    assert str(url) == "redis://user:***@h/0?tls_password=***&x=1"
+    assert repr(url).count("***") == 0
+    assert "password" not in repr(url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    timeout: float = 2.0
+    size: int = 1
+    on: bool = False
+    name: str | None = None
+
+
+def test_parameters_are_read_by_their_types() -> None:
+    url = StorageURL.parse("x://?timeout=0.5&size=3&on=yes&name=n")
+    assert url.options(Options) == Options(timeout=0.5, size=3, on=True, name="n")
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("timeuot=1", "x:// has no parameter 'timeuot'; did you mean 'timeout'?; it knows name, on, size, timeout"),
+        ("zzz=1", "x:// has no parameter 'zzz'; it knows"),
+        ("size=1.5", "size='1.5' is not of type int"),
+        ("on=maybe", "on='maybe' is not of type bool"),
+        ("size=1&size=1", "'size' is given twice"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_with_the_way_out(query: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        StorageURL.parse(f"x://?{query}").options(Options)
+    assert message in str(caught.value)
+
+
+def test_a_storage_of_one_host_refuses_several() -> None:
+    assert StorageURL.parse("x://").host(5) == Host("localhost", 5)
+    assert StorageURL.parse("x://h:6").host(5) == Host("h", 6)
+    with pytest.raises(ConfigError, match="takes one host, and x://a,b:1 names 2"):
+        StorageURL.parse("x://a,b:1").host(5)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a;DROP", "1a", "a" * 65, "é", "a`b", "a.b", "a\n"])
+def test_what_is_no_plain_name_is_no_identifier(name: str) -> None:
+    with pytest.raises(ConfigError, match="must be 1 to 64 letters"):
+        identifier("table", name)
+
+
+@pytest.mark.parametrize("option", ["tls_ca", "tls_cert", "tls_key"])
+def test_tls_files_without_tls_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match="the connection is not encrypted; add tls=true"):
+        TLSOptions(**{option: "file"}).context()
+
+
+def test_a_tls_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    assert TLSOptions().context() is None
+    assert TLSOptions(tls=True).context() is not None
+    with pytest.raises(ConfigError, match="cannot be used"):
+        TLSOptions(tls=True, tls_ca=str(tmp_path / "none.pem")).context()
+    (tmp_path / "bad.pem").write_text("not a certificate")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        TLSOptions(tls=True, tls_cert=str(tmp_path / "bad.pem")).context()
