@@ -10,10 +10,11 @@ version = re.search(r'^__version__ = "(.+)"$', (here / "aiohttp_store/__init__.p
 if version is None:
     raise SystemExit("aiohttp_store/__init__.py names no version")
 
-redis = ["redis>=5.1"]
+redis = ["redis>=8,<9"]
 memcached = ["aiomcache>=0.8.2,<0.9"]
 mongodb = ["motor>=3.7", "pymongo>=4.13"]
-mysql = ["aiomysql>=0.3.2,<0.4", "PyMySQL>=1.1,<1.2"]  # aiomysql 0.3 breaks on bytes with PyMySQL 1.2
+# aiomysql 0.3 breaks on bytes with PyMySQL 1.2; MySQL 8 logins without TLS need cryptography
+mysql = ["aiomysql>=0.3.2,<0.4", "PyMySQL>=1.1,<1.2", "cryptography"]
 speedups = ["orjson>=3.10", "hiredis>=3.0"]
 
 setup(

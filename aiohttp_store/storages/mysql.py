@@ -1,0 +1,421 @@
+"""`mysql://` and `mariadb://`: a table of a MySQL or MariaDB server, through aiomysql."""
+
+# ruff: noqa: S608  (the table's name is a checked identifier, all values are hexadecimal literals)
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import aiomysql  # type: ignore[import-untyped]
+from pymysql.constants import CLIENT, CR, ER  # type: ignore[import-untyped]
+
+from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
+from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
+from ..url import Host, TLSOptions, identifier, positive
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from ..url import StorageURL
+
+__all__ = ["MySQLStorage"]
+
+_log = logging.getLogger(__name__)
+
+# aiomysql asserts what it expects of the protocol, and its pool says RuntimeError once it is closed.
+_OUTAGES = (aiomysql.MySQLError, AssertionError, RuntimeError)
+_CONNECTION_KILLED, _IDLE_TOO_LONG = 1927, 4031  # PyMySQL has no names for MariaDB's and MySQL 8's
+_LOST = {CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, ER.SERVER_SHUTDOWN, _CONNECTION_KILLED, _IDLE_TOO_LONG}
+_LOCKED = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT}
+_BEGIN = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;START TRANSACTION;"  # without gap locks creates do not meet
+_OVERHEAD = 1024  # more than a statement is without its data
+_NOW = "UTC_TIMESTAMP(6)"  # the server's clock; UNIX_TIMESTAMP(NOW(6)) is an hour off when summer time ends
+_LONGEST = 100 * 366 * 86_400
+_IDLE = 45.0  # proxies and firewalls drop what was silent for 60 s, often without a word
+_SWEEP_EVERY = 60.0
+_SWEEP_PAUSE = 0.05
+_SWEEP_SLICE = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TLSOptions):
+    """The parameters of `mysql://` and `mariadb://`."""
+
+    table: str = "sessions"
+    """The table of the records."""
+    create_table: bool = True
+    """Make the table where it is missing."""
+    timeout: float = 2.0
+    """Seconds within which every verb answers or raises `StorageUnavailable`."""
+    pool_size: int = 10
+    """How many connections are open at most."""
+    unix_socket: str | None = None
+    """Path of the server's socket, instead of a host."""
+
+    def __post_init__(self) -> None:
+        identifier("table", self.table)
+        positive("timeout", self.timeout)
+        positive("pool_size", self.pool_size)
+
+
+class MySQLStorage(Storage):
+    """Sessions in the rows of one table.
+
+    `pool` is an `aiomysql.Pool` with `autocommit=True`; it is used as it is, and not closed.
+    """
+
+    def __init__(self, pool: Any, *, table: str = "sessions", timeout: float = 2.0, create_table: bool = True) -> None:
+        options = Options(table=table, timeout=timeout, create_table=create_table)
+        self.table = options.table
+        self.timeout = options.timeout
+        self.create_table = options.create_table
+        self._pool = pool
+        self._slots: asyncio.Semaphore | None = None
+        self._packet = self._largest = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_url(cls, url: StorageURL) -> Self:
+        """Read `mysql://user:password@host:3306/database?table=…`."""
+        options = url.options(Options)
+        host = url.host(3306)
+        database = url.path.removeprefix("/")
+        if not database or "/" in database:
+            raise ConfigError(f"{url} must name one database; write {url.scheme}://user:password@host:3306/database")
+        if options.unix_socket and url.hosts not in ((), (Host("localhost", None),)):
+            raise ConfigError(f"{url} names the host {host.name!r} and unix_socket=; leave one of them out")
+        pool = _Pool(
+            options.pool_size,
+            host=host.name,
+            port=host.port,
+            unix_socket=options.unix_socket,
+            user=url.user,
+            password=(url.password or "").encode().decode("latin-1"),  # aiomysql sends Latin-1, servers hash UTF-8
+            db=database,
+            ssl=options.context(),
+            autocommit=True,
+            # What nobody waits for any more must not hold rows, or a connection, for the servers' 50 s and 1 day.
+            init_command=f"SET SESSION innodb_lock_wait_timeout={max(1, int(options.timeout / 2))}, "
+            f"SESSION lock_wait_timeout={max(1, int(options.timeout))}",
+        )
+        return cls(pool, table=options.table, timeout=options.timeout, create_table=options.create_table)
+
+    def __repr__(self) -> str:
+        where = self._pool if isinstance(self._pool, _Pool) else "a given pool"
+        return f"<MySQLStorage of {where}, table {self.table!r}>"
+
+    async def open(self) -> None:
+        """Make the table where it is missing, and begin to sweep.
+
+        Raises:
+            ConfigError: the table is of another layout, or the given pool without autocommit.
+        """
+        if self._slots is not None:
+            return
+        # aiomysql's pool does not wake up those who wait for a connection when one is closed: nobody shall wait in it.
+        self._slots = asyncio.Semaphore(self._pool.maxsize or sys.maxsize)
+        if isinstance(self._pool, _Pool):
+            self._pool.closed = False
+        self._packet = 0
+        try:
+            async with self.answering(*_OUTAGES):
+                await self._prepare()
+        except StorageUnavailable as error:
+            _log.warning("opened without its server: %s", error)
+        except BaseException:
+            await self.close()
+            raise
+        self._sweeper = asyncio.create_task(self._sweep_forever())
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        if not keys:
+            return []
+        async with self.answering(*_OUTAGES):
+            await self._prepare()
+            found = await self._select(keys)
+        return [found.get(key) for key in keys]
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        # In order of keys, so that two batches never wait for each other.
+        drafts = [
+            (write, b"" if write.data is None else new_version()) for write in sorted(writes, key=lambda w: w.key)
+        ]
+        async with self.answering(*_OUTAGES):
+            await self._prepare()
+            while drafts:
+                counts = await self._transact([self._statement(write, version) for write, version in drafts])
+                lost = []
+                for draft, won in zip(drafts, counts, strict=True):
+                    if won:
+                        outcomes[draft[0].key] = Saved(draft[1])
+                    else:
+                        lost.append(draft)
+                drafts = []
+                found = await self._select([write.key for write, _ in lost]) if lost else {}
+                for write, version in lost:
+                    record = found.get(write.key)
+                    if record is None and write.expected is None and write.data is not None:
+                        drafts.append((write, version))  # what was in its way has gone since
+                    elif record is None:  # also a removal that was tried again because its answer was lost
+                        outcomes[write.key] = Gone() if write.expected is not None else Saved(b"")
+                    elif record.version == version:  # the answer to the first attempt was lost
+                        outcomes[write.key] = Saved(version)
+                    else:
+                        outcomes[write.key] = Conflict(record)
+        return [outcomes[write.key] for write in writes]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        async with self.answering(*_OUTAGES):
+            await self._prepare()
+            await self._transact([f"DELETE FROM `{self.table}` WHERE id={_text(key)};" for key in sorted(keys)])
+
+    async def sweep(self) -> int:
+        """Delete expired records in small batches, unless another process is at it, and tell how many."""
+        total = 0
+        while True:
+            async with self.answering(*_OUTAGES):
+                await self._prepare()
+                swept = await self._sweep_slice()
+            total += swept
+            if swept < _SWEEP_SLICE:
+                return total
+            await asyncio.sleep(_SWEEP_PAUSE)
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+            self._sweeper = None
+        self._slots = None
+        if isinstance(self._pool, _Pool):
+            await self._pool.close()
+
+    async def _prepare(self) -> None:
+        """Learn the server's limits and look at the table: once, and again after what shows that they changed."""
+        if self._packet:
+            return
+        binary = "DATA_TYPE IN ('binary', 'varbinary')"
+        look = (
+            "SELECT @@max_allowed_packet, COUNT(*), MAX(IF(COLUMN_NAME='data', CHARACTER_OCTET_LENGTH, 0)), "
+            "4 = SUM(IS_NULLABLE='NO' AND CASE COLUMN_NAME "
+            f"WHEN 'id' THEN COLUMN_KEY='PRI' AND {binary} WHEN 'version' THEN CHARACTER_OCTET_LENGTH=8 AND {binary} "
+            "WHEN 'data' THEN DATA_TYPE LIKE '%blob' WHEN 'expires' THEN DATA_TYPE='datetime' ELSE 0 END) "
+            f"FROM information_schema.COLUMNS WHERE TABLE_SCHEMA=DATABASE() AND TABLE_NAME='{self.table}'"
+        )
+        ((packet, columns, largest, fitting),) = (await self._run(look))[1]
+        if not int(columns):  # asked first, as CREATE wants its privilege also where the table exists
+            if not self.create_table:
+                raise StorageUnavailable(f"{self!r} failed: the table is missing, and create_table=false")
+            await self._run(
+                f"CREATE TABLE IF NOT EXISTS `{self.table}` (id VARBINARY(64) NOT NULL PRIMARY KEY, "
+                "version BINARY(8) NOT NULL, data LONGBLOB NOT NULL, expires DATETIME(6) NOT NULL, INDEX (expires)) "
+                "ENGINE=InnoDB ROW_FORMAT=DYNAMIC"
+            )
+            ((packet, columns, largest, fitting),) = (await self._run(look))[1]
+        if not int(fitting):
+            raise ConfigError(f"{self!r}: the table has another layout; name another with ?table=, or drop it")
+        self._packet, self._largest = int(packet), min(int(largest), (int(packet) - 2 * _OVERHEAD) // 2)
+
+    def _statement(self, write: Write, version: bytes) -> str:
+        live = f"WHERE id={_text(write.key)} AND version={_hex(write.expected or b'')} AND expires>{_NOW};"
+        if write.data is None:
+            return f"DELETE FROM `{self.table}` {live}"
+        if len(write.data) > self._largest:
+            raise SessionTooLarge(len(write.data), self._largest, f"a record of {self!r}")
+        stored, data = _hex(version), _hex(write.data)
+        expires = f"{_NOW}+INTERVAL {min(int(write.ttl), _LONGEST)} SECOND"
+        if write.expected is not None:
+            return f"UPDATE `{self.table}` SET version={stored},data={data},expires={expires} {live}"
+        # One atomic step: 1 row where there was none, 2 where an expired one is replaced, 0 where one lives.
+        # `expires` comes last, because assignments take effect from left to right.
+        return (
+            f"INSERT INTO `{self.table}` (id,version,data,expires) "
+            f"VALUES ({_text(write.key)},{stored},{data},{expires}) "
+            f"ON DUPLICATE KEY UPDATE version=IF(expires>{_NOW},version,VALUES(version)),"
+            f"data=IF(expires>{_NOW},data,VALUES(data)),expires=IF(expires>{_NOW},expires,VALUES(expires));"
+        )
+
+    async def _select(self, keys: Sequence[str]) -> dict[str, Record]:
+        wanted = ",".join(map(_text, keys))
+        _, rows = await self._run(
+            f"SELECT id,version,data FROM `{self.table}` WHERE id IN ({wanted}) AND expires>{_NOW}"
+        )
+        return {row[0].decode(): Record(row[1], row[2]) for row in rows}
+
+    async def _transact(self, statements: Sequence[str]) -> list[bool]:
+        """Carry the statements out, each packet of them as one transaction, and tell which changed a row."""
+        won: list[bool] = []
+        for packet in self._packets(statements):
+            counts, _ = await self._run(f"{_BEGIN}{''.join(packet)}COMMIT")
+            won += [count > 0 for count in counts[2:-1]]
+        return won
+
+    def _packets(self, statements: Sequence[str]) -> Iterator[list[str]]:
+        packet: list[str] = []
+        room = self._packet - _OVERHEAD
+        for statement in statements:
+            if packet and len(statement) > room:
+                yield packet
+                packet, room = [], self._packet - _OVERHEAD
+            packet.append(statement)
+            room -= len(statement)
+        if packet:
+            yield packet
+
+    async def _run(self, sql: str) -> tuple[list[int], Sequence[Any]]:
+        """Send statements until they are carried out: once more over a lost connection, and while others hold the rows.
+
+        Gives the rows that each statement changed, and those that the first one selected.
+        """
+        lost = False
+        while True:
+            try:
+                async with self._connection() as connection:
+                    return await _execute(connection, sql)
+            except aiomysql.MySQLError as error:
+                code = error.args[0] if error.args else None
+                if code in _LOCKED:  # all of it was undone
+                    await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311  (jitter)
+                elif code in _LOST and not lost:
+                    lost = True
+                    if isinstance(self._pool, _Pool):
+                        self._pool.forget()
+                else:
+                    if code in (ER.NO_SUCH_TABLE, ER.NET_PACKET_TOO_LARGE):
+                        self._packet = 0
+                    raise
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        """Lend a connection; after anything but success it is closed, which also undoes an open transaction."""
+        if self._slots is None:
+            raise StorageUnavailable(f"{self!r} is not open")
+        async with self._slots:
+            connection = await self._pool.acquire()
+            try:
+                if not connection.get_autocommit():
+                    raise ConfigError(f"{self!r} needs connections that commit; make the pool with autocommit=True")
+                if connection.client_flag & CLIENT.FOUND_ROWS:
+                    raise ConfigError(f"{self!r} must count changed rows; make the pool without CLIENT.FOUND_ROWS")
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            finally:
+                self._pool.release(connection)  # not awaited: aiomysql's waits while someone else connects
+
+    async def _sweep_slice(self) -> int:
+        lock = f"CONCAT('aiohttp_store.', SHA1(CONCAT(DATABASE(), '.{self.table}')))"  # at most 64 characters
+        async with self._connection() as connection:
+            _, ((elected,),) = await _execute(connection, f"SELECT GET_LOCK({lock}, 0)")
+            if not int(elected):
+                return 0
+            old = f"DELETE FROM `{self.table}` WHERE expires<={_NOW} ORDER BY expires LIMIT {_SWEEP_SLICE}"
+            counts, _ = await _execute(connection, f"{old};DO RELEASE_LOCK({lock})")
+            return counts[0]
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY * random.uniform(0.5, 1.5))  # noqa: S311  (jitter)
+            try:
+                await self.sweep()
+            except Exception as error:  # noqa: BLE001  (the next one may do better)
+                _log.debug("no sweep: %s", error)
+
+
+def _hex(value: bytes) -> str:
+    """Give the literal of these bytes: right under every sql_mode and character set, and quick to make."""
+    return f"x'{value.hex()}'"
+
+
+def _text(key: str) -> str:
+    return _hex(key.encode())
+
+
+async def _execute(connection: Any, sql: str) -> tuple[list[int], Sequence[Any]]:
+    cursor = await connection.cursor(_Cursor)
+    await cursor.execute(sql)
+    counts, rows = [cursor.rowcount], await cursor.fetchall()
+    while await cursor.nextset():
+        counts.append(cursor.rowcount)
+    return counts, rows
+
+
+class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
+    async def _show_warnings(self, connection: Any) -> None:
+        """Spare the round trip: what warns is a table made by two at once, and MySQL 8 of `VALUES()`."""
+
+
+class _Connection(aiomysql.Connection):  # type: ignore[misc]
+    def close(self) -> None:
+        if self._writer:  # close() would wait up to 30 s for the server's end of TLS
+            self._writer.transport.abort()
+        super().close()
+
+    async def _request_authentication(self) -> None:
+        try:
+            # aiomysql would go on without encryption, and whoever is in between decides what the server seems to offer.
+            if self._ssl_context and not self.server_capabilities & CLIENT.SSL:
+                raise aiomysql.OperationalError(CR.CR_SSL_CONNECTION_ERROR, "the server offers no TLS")
+            await super()._request_authentication()
+        except BaseException:  # aiomysql leaves it open where this is cancelled during TLS's handshake
+            self.close()
+            raise
+
+
+class _Pool:
+    """Connections that are made without a lock: in aiomysql's own pool a slow one holds up those that are free."""
+
+    def __init__(self, maxsize: int, **settings: Any) -> None:
+        self.maxsize = maxsize
+        self.closed = True
+        self._settings = settings
+        self._free: list[_Connection] = []
+
+    def __repr__(self) -> str:
+        return ("{unix_socket}/{db}" if self._settings["unix_socket"] else "{host}:{port}/{db}").format(
+            **self._settings
+        )
+
+    async def acquire(self) -> _Connection:
+        now = asyncio.get_running_loop().time()
+        while self._free:
+            connection = self._free.pop()
+            if now - connection.last_usage < _IDLE:
+                return connection
+            connection.close()
+        connection = _Connection(**self._settings)
+        try:
+            await connection._connect()
+        except aiomysql.MySQLError as error:
+            why = [str(error.__cause__)] if error.__cause__ else []  # aiomysql leaves it out
+            raise type(error)(*error.args, *why) from error
+        except Exception as error:  # whatever its parser says of bytes that are not MySQL's
+            raise aiomysql.OperationalError(CR.CR_SERVER_HANDSHAKE_ERR, f"the handshake failed: {error!r}") from error
+        return connection
+
+    def release(self, connection: _Connection) -> None:
+        if self.closed:
+            connection.close()
+        elif not connection.closed:
+            self._free.append(connection)
+
+    def forget(self) -> None:
+        """Close the free connections: what ended one has likely ended them all."""
+        while self._free:
+            self._free.pop().close()
+
+    async def close(self) -> None:
+        self.closed = True
+        while self._free:
+            with contextlib.suppress(OSError):
+                await self._free.pop().ensure_closed()  # says goodbye, so that the server does not log an abort

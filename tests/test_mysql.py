@@ -1,0 +1,1150 @@
+"""What is MySQL's own: its driver's traps, its table, its locks, its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import gc
+import ipaddress
+import logging
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import aiomysql  # type: ignore[import-untyped]
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pymysql.constants import CLIENT  # type: ignore[import-untyped]
+
+from aiohttp_store import (
+    ConfigError,
+    Conflict,
+    Gone,
+    Outcome,
+    Record,
+    Saved,
+    SessionTooLarge,
+    StorageUnavailable,
+    Write,
+    open_storage,
+)
+from aiohttp_store.storages import mysql, storage_from_url
+from aiohttp_store.storages.mysql import MySQLStorage
+from aiohttp_store.url import StorageURL
+
+from .conftest import Servers
+from .servers import MariaDB
+
+PASSWORD = "s@crêt"
+TIMEOUT = 0.8
+
+
+def make_certificates(folder: Path) -> None:
+    """Write ca.pem, and server.pem and client.pem with their keys."""
+    now = dt.datetime.now(dt.UTC)
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+
+    def make(name: x509.Name, key: ec.EllipticCurvePrivateKey, ca: bool) -> x509.Certificate:
+        usage = x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(ca_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca, None), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            )
+            .sign(ca_key, hashes.SHA256())
+        )
+
+    (folder / "ca.pem").write_bytes(make(ca_name, ca_key, True).public_bytes(serialization.Encoding.PEM))
+    for name in ("server", "client"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = make(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, False)
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (folder / f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+
+
+class Private(MariaDB):
+    """A server of this file's own, with TLS, that a test may pause, kill and set up as it likes."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        make_certificates(self.folder)
+
+    def command(self) -> list[str]:
+        files = {"ssl-ca": "ca.pem", "ssl-cert": "server.pem", "ssl-key": "server.key"}
+        return super().command() + [f"--{option}={self.folder / name}" for option, name in files.items()]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Private]:
+    started = Private(tmp_path_factory.mktemp("private") / "mysql")
+    started.start()
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+async def root(server: Private) -> AsyncIterator[Any]:
+    connection = await aiomysql.connect(host="127.0.0.1", port=server.port, user="root", db="sessions", autocommit=True)
+    yield connection
+    await connection.ensure_closed()
+
+
+async def ask(connection: Any, sql: str) -> Any:
+    cursor = await connection.cursor()
+    await cursor.execute(sql)
+    return await cursor.fetchall()
+
+
+async def all_connections_end(root: Any) -> None:
+    async with asyncio.timeout(2):
+        while await ask(root, "SELECT 1 FROM information_schema.PROCESSLIST WHERE USER='visitor'"):
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def setting(root: Any, name: str, value: str) -> AsyncIterator[None]:
+    """Set a global variable of the server, and set it back."""
+    ((before,),) = await ask(root, f"SELECT @@GLOBAL.{name}")
+    await ask(root, f"SET GLOBAL {name}={value}")
+    try:
+        yield
+    finally:
+        await ask(root, f"SET GLOBAL {name}=" + (str(before) if isinstance(before, int | float) else f"'{before}'"))
+
+
+@pytest.fixture
+def table() -> str:
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def url(server: Private, table: str) -> str:
+    return f"{server.url}?table={table}"
+
+
+@pytest.fixture
+def hasty_url(url: str) -> str:
+    return f"{url}&timeout={TIMEOUT}"
+
+
+@pytest.fixture
+async def hasty(hasty_url: str) -> AsyncIterator[MySQLStorage]:
+    async with open_storage(hasty_url) as opened:
+        assert isinstance(opened, MySQLStorage)
+        yield opened
+
+
+@pytest.fixture
+async def storage(url: str) -> AsyncIterator[MySQLStorage]:
+    async with open_storage(url) as opened:
+        assert isinstance(opened, MySQLStorage)
+        yield opened
+
+
+class Proxy:
+    """Passes bytes on to a port, and loses what a test tells it to lose."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.lose_requests = 0
+        self.lose_answers = 0
+        self.mute = False
+        self.connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.append(writer)
+        if self.mute:
+            return
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        self._writers.append(up_writer)
+        for pump in (self._requests(reader, up_writer, writer), self._answers(up_reader, writer, up_writer)):
+            task = asyncio.create_task(pump)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, to: asyncio.StreamWriter, back: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if self.lose_requests:
+                    self.lose_requests -= 1
+                    back.close()
+                    break
+                to.write(data)
+        to.close()
+
+    async def _answers(
+        self, reader: asyncio.StreamReader, to: asyncio.StreamWriter, back: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if self.lose_answers:
+                    self.lose_answers -= 1
+                    with contextlib.suppress(TimeoutError):  # the answers to a transaction come in several pieces
+                        while await asyncio.wait_for(reader.read(1 << 16), 0.1):
+                            pass
+                    back.close()
+                    break
+                to.write(data)
+        to.close()
+
+
+@pytest.fixture
+async def proxy(server: Private) -> AsyncIterator[Proxy]:
+    async with Proxy(server.port) as running:
+        yield running
+
+
+def through(proxy: Proxy, url: str) -> str:
+    return url.replace(f":{proxy.target}/", f":{proxy.port}/")
+
+
+def new_key() -> str:
+    return secrets.token_urlsafe(32)
+
+
+async def save(
+    storage: MySQLStorage, key: str, data: bytes | None, expected: bytes | None = None, ttl: int = 60
+) -> Outcome:
+    (outcome,) = await storage.save([Write(key, expected, data, ttl)])
+    return outcome
+
+
+async def create(storage: MySQLStorage, key: str, data: bytes = b"data", ttl: int = 60) -> bytes:
+    outcome = await save(storage, key, data, ttl=ttl)
+    assert isinstance(outcome, Saved)
+    return outcome.version
+
+
+async def data_of(storage: MySQLStorage, key: str) -> bytes | None:
+    (record,) = await storage.load([key])
+    return None if record is None else record.data
+
+
+async def expire(root: Any, table: str, *keys: str) -> None:
+    wanted = ",".join(f"'{key}'" for key in keys)
+    await ask(root, f"UPDATE {table} SET expires=UTC_TIMESTAMP(6) - INTERVAL 1 SECOND WHERE id IN ({wanted})")
+
+
+@contextlib.asynccontextmanager
+async def ticking(most: float = 0.3) -> AsyncIterator[None]:
+    """Fail where the event loop stood still for longer than `most`."""
+    loop = asyncio.get_running_loop()
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0.01)
+            worst = max(worst, loop.time() - before)
+
+    task = asyncio.create_task(tick())
+    yield
+    task.cancel()
+    assert worst < most
+
+
+# The URL
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("mysql://u:hidden@h/db?tabel=x", "did you mean 'table'"),
+        ("mysql://u:hidden@h1,h2/db", "takes one host"),
+        ("mysql://u:hidden@h", "must name one database"),
+        ("mysql://u:hidden@h/", "must name one database"),
+        ("mysql://u:hidden@h/a/b", "must name one database"),
+        ("mysql://u:hidden@h/db?table=a`b", "table="),
+        ("mysql://u:hidden@h/db?timeout=0", "timeout="),
+        ("mysql://u:hidden@h/db?pool_size=0", "pool_size="),
+        ("mysql://u:hidden@h/db?unix_socket=/s", "'h'"),
+        ("mysql://u:hidden@h/db?tls_ca=/nowhere", "tls=true"),
+        ("mysql://u:hidden@h/db?tls=true&tls_ca=/nowhere", "/nowhere"),
+        ("mysql://u:hidden@h/db?create_table=perhaps", "create_table="),
+    ],
+)
+def test_a_url_that_cannot_work_is_refused_with_the_way_out(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        storage_from_url(text)
+    assert says in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "mariadb"])
+async def test_both_schemes_are_served(server: Private, url: str, scheme: str) -> None:
+    async with open_storage(url.replace("mysql", scheme, 1)) as storage:
+        assert await storage.load([new_key()]) == [None]
+        assert repr(storage).startswith(f"<MySQLStorage of 127.0.0.1:{server.port}/sessions")
+
+
+@pytest.mark.parametrize("host", ["", "localhost"])
+async def test_a_unix_socket_takes_the_place_of_a_host(server: Private, table: str, host: str) -> None:
+    path = server.folder / "mysql.sock"
+    async with open_storage(f"mysql://visitor:s%40crêt@{host}/sessions?table={table}&unix_socket={path}") as storage:
+        assert isinstance(storage, MySQLStorage)
+        await create(storage, new_key())
+        assert str(path) in repr(storage)
+
+
+async def test_no_more_connections_than_pool_size_are_open(proxy: Proxy, url: str) -> None:
+    async with open_storage(through(proxy, url) + "&pool_size=2") as storage:
+        await asyncio.gather(*(storage.load([new_key()]) for _ in range(30)))
+        assert proxy.connections == 2
+
+
+# TLS
+
+
+async def test_tls_checks_the_certificate_and_encrypts(server: Private, url: str) -> None:
+    async with open_storage(f"{url}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
+        assert isinstance(storage, MySQLStorage)
+        await create(storage, new_key())
+        _, ((_, version),) = await storage._run("SHOW STATUS LIKE 'Ssl_version'")
+        assert version.startswith("TLS")
+        await storage.close()
+        await storage.open()
+        await create(storage, new_key())
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(url: str) -> None:
+    async with open_storage(f"{url}&tls=true") as storage:
+        with pytest.raises(StorageUnavailable, match=r"(?i)certificate"):
+            await storage.load([new_key()])
+
+
+async def test_a_server_without_tls_gets_no_plain_session(servers: Servers, server: Private, table: str) -> None:
+    plain = servers.own("mysql").url
+    async with open_storage(f"{plain}?table={table}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
+        with pytest.raises(StorageUnavailable, match="no TLS"):
+            await storage.load([new_key()])
+
+
+async def test_a_client_shows_its_own_certificate(server: Private, root: Any, table: str) -> None:
+    await ask(root, "CREATE OR REPLACE USER certified@'%' REQUIRE X509")
+    await ask(root, "GRANT ALL ON sessions.* TO certified@'%'")
+    folder = server.folder
+    base = f"mysql://certified@127.0.0.1:{server.port}/sessions?table={table}&tls=true&tls_ca={folder}/ca.pem"
+    async with open_storage(f"{base}&tls_cert={folder}/client.pem&tls_key={folder}/client.key") as storage:
+        assert await storage.load([new_key()]) == [None]
+    async with open_storage(base) as storage:
+        with pytest.raises(StorageUnavailable, match="Access denied"):
+            await storage.load([new_key()])
+
+
+async def test_cancelling_while_connecting_leaves_nothing_behind(server: Private, url: str) -> None:
+    """At every step of the handshake; a connection left open would be a ResourceWarning."""
+    async with open_storage(f"{url}&tls=true&tls_ca={server.folder}/ca.pem&pool_size=1") as storage:
+        assert isinstance(storage, MySQLStorage)
+        for turn in range(40):
+            await storage._pool.close()
+            storage._pool.closed = False
+            task = asyncio.create_task(storage.load([new_key()]))
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert await storage.load([new_key()]) == [None]
+
+
+# Outages
+
+
+async def test_a_wrong_password_is_told_and_not_shown(server: Private, table: str) -> None:
+    async with open_storage(f"mysql://visitor:wr%C3%B6ng@127.0.0.1:{server.port}/sessions?table={table}") as storage:
+        with pytest.raises(StorageUnavailable, match="Access denied") as caught:
+            await storage.load([new_key()])
+    assert "wröng" not in str(caught.value)
+    assert "wr%C3" not in str(caught.value)
+
+
+async def test_a_password_of_any_characters_is_sent_as_utf_8(server: Private, root: Any, table: str) -> None:
+    await ask(root, "SET NAMES utf8mb4")
+    await root.query("CREATE OR REPLACE USER wide@'%' IDENTIFIED BY 'пароль€ê'".encode())
+    await ask(root, "GRANT ALL ON sessions.* TO wide@'%'")
+    async with open_storage(f"mysql://wide:пароль€ê@127.0.0.1:{server.port}/sessions?table={table}") as storage:
+        assert await storage.load([new_key()]) == [None]
+
+
+async def test_an_unknown_database_is_told(server: Private) -> None:
+    async with open_storage(server.url.replace("/sessions", "/nowhere")) as storage:
+        with pytest.raises(StorageUnavailable, match="nowhere"):
+            await storage.load([new_key()])
+
+
+async def test_a_server_that_refuses_is_told_with_the_reason(tmp_path: Path) -> None:
+    async with open_storage(MariaDB(tmp_path).url) as storage:
+        for verb in (
+            storage.load([new_key()]),
+            storage.delete([new_key()]),
+            storage.save([Write(new_key(), None, b"", 9)]),
+        ):
+            with pytest.raises(StorageUnavailable, match=r"(?i)refused|connect call failed"):
+                await verb
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\x05\0\0\0\x0a5\0", b"\x01\0\0\0\xff"]
+)
+async def test_a_server_of_another_kind_is_told(greeting: bytes) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        async with open_storage(f"mysql://127.0.0.1:{port}/db") as storage:
+            with pytest.raises(StorageUnavailable):
+                await storage.load([new_key()])
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_told_in_time(proxy: Proxy, hasty_url: str) -> None:
+    loop = asyncio.get_running_loop()
+    proxy.mute = True
+    async with open_storage(through(proxy, hasty_url)) as storage:
+        before = loop.time()
+        with pytest.raises(StorageUnavailable, match="did not answer"):
+            await storage.load([new_key()])
+        assert loop.time() - before < TIMEOUT + 0.5
+
+
+async def test_a_paused_server_is_told_in_time_and_the_loop_goes_on(server: Private, hasty: MySQLStorage) -> None:
+    loop = asyncio.get_running_loop()
+    key = new_key()
+    await create(hasty, key)
+    server.pause()
+    try:
+        async with ticking():
+            before = loop.time()
+            verbs = [hasty.load([key]), hasty.delete([new_key()]), hasty.save([Write(new_key(), None, b"", 60)])]
+            results = await asyncio.gather(*verbs, *(hasty.load([key]) for _ in range(20)), return_exceptions=True)
+            assert all(isinstance(result, StorageUnavailable) for result in results)
+            assert loop.time() - before < TIMEOUT + 0.5
+    finally:
+        server.resume()
+    assert await data_of(hasty, key) == b"data"
+
+
+async def test_service_returns_by_itself_after_a_crash(server: Private, hasty: MySQLStorage) -> None:
+    loop = asyncio.get_running_loop()
+    key = new_key()
+    await create(hasty, key)
+    await asyncio.gather(*(hasty.load([key]) for _ in range(10)))
+    server.kill()
+    try:
+        before = loop.time()
+        with pytest.raises(StorageUnavailable):
+            await hasty.load([key])
+        assert loop.time() - before < TIMEOUT + 0.5
+    finally:
+        server.start()
+    found = await asyncio.gather(*(data_of(hasty, key) for _ in range(20)))
+    assert found == [b"data"] * 20
+
+
+async def test_a_server_that_is_down_at_open_serves_once_it_is_up(server: Private, url: str) -> None:
+    server.stop()
+    try:
+        storage = storage_from_url(url)
+        assert isinstance(storage, MySQLStorage)
+        await storage.open()
+    finally:
+        server.start()
+    await create(storage, new_key())
+    await storage.close()
+
+
+async def test_closed_is_unavailable(storage: MySQLStorage) -> None:
+    await storage.close()
+    with pytest.raises(StorageUnavailable, match="not open"):
+        await storage.load([new_key()])
+
+
+# Connections
+
+
+@pytest.mark.parametrize("idle", [1, 5])
+async def test_connections_that_the_server_closed_meanwhile_are_replaced(
+    root: Any, storage: MySQLStorage, idle: int
+) -> None:
+    key = new_key()
+    version = await create(storage, key)
+    await asyncio.gather(*(storage.load([key]) for _ in range(idle)))
+    for (number,) in await ask(root, "SELECT ID FROM information_schema.PROCESSLIST WHERE USER='visitor'"):
+        await ask(root, f"KILL {number}")
+    assert isinstance(await save(storage, key, b"more", version), Saved)
+    assert await asyncio.gather(*(data_of(storage, key) for _ in range(idle))) == [b"more"] * idle
+
+
+async def test_a_server_that_times_idle_connections_out_is_not_noticed(root: Any, url: str) -> None:
+    async with setting(root, "wait_timeout", "1"), open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        version = await create(storage, key := new_key())
+        await asyncio.sleep(1.5)
+        assert isinstance(await save(storage, key, b"more", version), Saved)
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used(
+    proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_storage(through(proxy, url)) as storage:
+        before = proxy.connections
+        await storage.load([new_key()])
+        assert proxy.connections == before
+        monkeypatch.setattr(mysql, "_IDLE", 0.0)
+        await storage.load([new_key()])
+        assert proxy.connections == before + 1
+
+
+async def test_a_slow_connect_does_not_hold_up_free_connections(proxy: Proxy, hasty_url: str) -> None:
+    loop = asyncio.get_running_loop()
+    async with open_storage(through(proxy, hasty_url)) as storage:
+        await storage.load([new_key()])
+        proxy.mute = True
+        calls = [asyncio.create_task(storage.load([new_key()])) for _ in range(2)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # the other one waits for its connection
+        before = loop.time()
+        assert await storage.load([new_key()]) == [None]
+        assert loop.time() - before < TIMEOUT / 2
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert sorted(type(result).__name__ for result in results) == ["StorageUnavailable", "list"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+async def test_waiters_get_the_place_of_a_connection_that_was_closed(
+    server: Private, url: str, table: str, given: bool
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if given:
+            pool = await stack.enter_async_context(own_pool(server, maxsize=1))
+            storage = MySQLStorage(pool, table=table, timeout=TIMEOUT)
+            await storage.open()
+            stack.push_async_callback(storage.close)
+        else:
+            opened = await stack.enter_async_context(open_storage(url + "&pool_size=1"))
+            assert isinstance(opened, MySQLStorage)
+            storage = opened
+        for _ in range(5):
+            first = asyncio.create_task(storage.load([new_key()]))
+            await asyncio.sleep(0)
+            waiting = [asyncio.create_task(storage.load([new_key()])) for _ in range(3)]
+            await asyncio.sleep(0)
+            first.cancel()
+            assert await asyncio.gather(*waiting) == [[None]] * 3
+
+
+# Lost answers
+
+
+async def test_a_create_whose_answer_was_lost_is_saved_once(proxy: Proxy, url: str) -> None:
+    async with open_storage(through(proxy, url)) as storage:
+        assert isinstance(storage, MySQLStorage)
+        key = new_key()
+        proxy.lose_answers = 1
+        version = await create(storage, key)
+        assert proxy.lose_answers == 0
+        assert await storage.load([key]) == [(version, b"data")]
+
+
+async def test_an_update_whose_answer_was_lost_is_saved_once(proxy: Proxy, url: str) -> None:
+    async with open_storage(through(proxy, url)) as storage:
+        assert isinstance(storage, MySQLStorage)
+        keys = sorted(new_key() for _ in range(8))
+        versions = [await create(storage, key) for key in keys]
+        proxy.lose_answers = 1
+        outcomes = await storage.save([Write(key, old, b"more", 60) for key, old in zip(keys, versions, strict=True)])
+        found = await storage.load(keys)
+        for outcome, record in zip(outcomes, found, strict=True):
+            assert record is not None
+            assert outcome == Saved(record.version)
+            assert record.data == b"more"
+
+
+async def test_a_removal_whose_answer_was_lost_leaves_nothing(proxy: Proxy, url: str) -> None:
+    async with open_storage(through(proxy, url)) as storage:
+        assert isinstance(storage, MySQLStorage)
+        version = await create(storage, key := new_key())
+        proxy.lose_answers = 1
+        assert await save(storage, key, None, version) == Gone()
+        await create(storage, key)
+        proxy.lose_answers = 1
+        await storage.delete([key])
+        proxy.lose_answers = 1
+        assert await storage.load([key]) == [None]
+
+
+async def test_a_write_that_never_arrived_is_saved(proxy: Proxy, url: str) -> None:
+    async with open_storage(through(proxy, url)) as storage:
+        assert isinstance(storage, MySQLStorage)
+        version = await create(storage, key := new_key())
+        proxy.lose_requests = 1
+        assert isinstance(await save(storage, key, b"more", version), Saved)
+        assert await data_of(storage, key) == b"more"
+
+
+async def test_a_second_loss_is_told(proxy: Proxy, url: str) -> None:
+    async with open_storage(through(proxy, url)) as storage:
+        assert isinstance(storage, MySQLStorage)
+        version = await create(storage, key := new_key())
+        proxy.lose_requests = 2
+        with pytest.raises(StorageUnavailable, match="Lost connection"):
+            await save(storage, key, b"more", version)
+        assert await data_of(storage, key) == b"data"
+
+
+# Locks
+
+
+async def other_session(server: Private) -> Any:
+    connection = await aiomysql.connect(
+        host="127.0.0.1", port=server.port, user="root", db="sessions", autocommit=False
+    )
+    await ask(connection, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    return connection
+
+
+async def test_a_deadlock_is_tried_again(server: Private, root: Any, storage: MySQLStorage, table: str) -> None:
+    low, high = sorted(new_key() for _ in range(2))
+    versions = {key: await create(storage, key) for key in (low, high)}
+    other = await other_session(server)
+    heavy = ",".join(f"('x{number}','{number:08}','',UTC_TIMESTAMP(6))" for number in range(200))
+    await ask(other, f"INSERT INTO {table} VALUES {heavy}")  # so that InnoDB chooses the storage's transaction to undo
+    await ask(other, f"SELECT 1 FROM {table} WHERE id='{high}' FOR UPDATE")
+    task = asyncio.create_task(storage.save([Write(key, versions[key], b"more", 60) for key in (low, high)]))
+    while not await ask(root, "SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state='LOCK WAIT'"):
+        await asyncio.sleep(0.1)  # InnoDB renews this table every 0.1 s
+    await ask(other, f"SELECT 1 FROM {table} WHERE id='{low}' FOR UPDATE")
+    await other.commit()
+    assert [type(outcome) for outcome in await task] == [Saved, Saved]
+    await other.ensure_closed()
+
+
+async def test_a_locked_row_is_told_in_time_and_leaves_no_transaction_behind(
+    server: Private, root: Any, hasty_url: str, table: str
+) -> None:
+    async with open_storage(hasty_url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        free, locked = sorted(new_key() for _ in range(2))
+        versions = {key: await create(storage, key) for key in (free, locked)}
+        other = await other_session(server)
+        await ask(other, f"SELECT 1 FROM {table} WHERE id='{locked}' FOR UPDATE")
+        with pytest.raises(StorageUnavailable, match="did not answer"):
+            await storage.save([Write(key, versions[key], b"late", 60) for key in (free, locked)])
+        await asyncio.sleep(1.2)  # innodb_lock_wait_timeout counts whole seconds
+        assert isinstance(await save(storage, free, b"more", versions[free]), Saved)
+        await other.rollback()
+        assert isinstance(await save(storage, locked, b"more", versions[locked]), Saved)
+        await other.ensure_closed()
+
+
+async def test_creates_do_not_wait_for_each_others_neighbours(
+    server: Private, storage: MySQLStorage, table: str
+) -> None:
+    """With gap locks, the insert next to a row that another transaction looked for would wait."""
+    keys = [f"{number:043}" for number in range(0, 20, 2)]
+    other = await other_session(server)
+    await ask(other, f"DELETE FROM {table} WHERE id='{1:043}'")
+    await ask(other, f"INSERT INTO {table} VALUES ('{3:043}','00000000','',UTC_TIMESTAMP(6))")
+    outcomes = await storage.save([Write(key, None, b"data", 60) for key in keys])
+    assert all(isinstance(outcome, Saved) for outcome in outcomes)
+    await other.rollback()
+    await other.ensure_closed()
+
+
+async def test_a_late_write_of_an_absent_key_blocks_no_create(
+    server: Private, storage: MySQLStorage, table: str
+) -> None:
+    """Under REPEATABLE READ it would lock the gap that it found, here for as long as its batch waits."""
+    middle, last = "m" * 43, "z" * 43
+    versions = {key: await create(storage, key) for key in (middle, last)}
+    other = await other_session(server)
+    await ask(other, f"SELECT 1 FROM {table} WHERE id='{last}' FOR UPDATE")
+    late = [Write("a" * 43, b"12345678", b"late", 60), Write(last, versions[last], b"more", 60)]
+    waiting = asyncio.create_task(storage.save(late))
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(0.5):
+        await create(storage, "b" * 43)
+        assert isinstance(await save(storage, middle, b"more", versions[middle]), Saved)
+    await other.rollback()
+    assert [type(outcome) for outcome in await waiting] == [Gone, Saved]
+    await other.ensure_closed()
+
+
+async def test_batches_in_any_order_never_deadlock(root: Any, storage: MySQLStorage) -> None:
+    count = "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME='INNODB_DEADLOCKS'"
+    before = await ask(root, count)
+    keys = [new_key() for _ in range(30)]
+    await storage.save([Write(key, None, b"data", 60) for key in keys])
+
+    async def batch(order: list[str]) -> None:
+        records = await storage.load(order)
+        await storage.save([Write(key, got.version, b"x", 60) for key, got in zip(order, records, strict=True) if got])
+
+    for _ in range(20):
+        await asyncio.gather(*(batch(keys[::step]) for step in (1, -1) * 4))
+    assert await ask(root, count) == before
+
+
+# Creating over what is there
+
+
+async def test_a_create_replaces_an_expired_row_wholly(root: Any, storage: MySQLStorage, table: str) -> None:
+    old = await create(storage, key := new_key(), b"old")
+    await expire(root, table, key)
+    version = await create(storage, key, b"new")
+    assert version != old
+    assert await storage.load([key]) == [(version, b"new")]
+
+
+async def test_of_many_creates_over_an_expired_row_one_wins(root: Any, storage: MySQLStorage, table: str) -> None:
+    for _ in range(5):
+        await create(storage, key := new_key(), b"old")
+        await expire(root, table, key)
+        outcomes = await asyncio.gather(*(save(storage, key, b"%d" % number) for number in range(20)))
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Conflict"] * 19 + ["Saved"]
+        winner = next(number for number, outcome in enumerate(outcomes) if isinstance(outcome, Saved))
+        assert await data_of(storage, key) == b"%d" % winner
+
+
+async def test_a_removal_of_what_must_not_exist_finds_it_or_nothing(storage: MySQLStorage) -> None:
+    key = new_key()
+    assert await save(storage, key, None) == Saved(b"")
+    await create(storage, key)
+    assert isinstance(await save(storage, key, None), Conflict)
+
+
+async def test_creates_and_deletes_of_one_key_all_get_an_answer_of_the_law(storage: MySQLStorage) -> None:
+    key = new_key()
+    outcomes = await asyncio.gather(
+        *(save(storage, key, b"x") if turn % 2 else storage.delete([key]) for turn in range(60))
+    )
+    assert {type(outcome) for outcome in outcomes[1::2]} <= {Saved, Conflict}
+
+
+async def test_a_create_is_tried_again_when_what_was_in_its_way_went_before_it_was_seen(
+    root: Any, url: str, table: str
+) -> None:
+    class Late(MySQLStorage):
+        """Looks at the record that won just after it was deleted."""
+
+        async def _select(self, keys: Sequence[str]) -> dict[str, Record]:
+            await ask(root, f"DELETE FROM {table}")
+            return await super()._select(keys)
+
+    storage = Late.from_url(StorageURL.parse(url))
+    await storage.open()
+    await create(storage, key := new_key(), b"first")
+    assert isinstance(await save(storage, key, b"second"), Saved)
+    assert await ask(root, f"SELECT data FROM {table}") == ((b"second",),)
+    await storage.close()
+
+
+# The table
+
+
+async def test_the_table_compares_bytes_and_reaches_past_2038(root: Any, storage: MySQLStorage, table: str) -> None:
+    await create(storage, key := new_key(), ttl=30 * 366 * 86_400)
+    assert await data_of(storage, key) == b"data"
+    ((year,),) = await ask(root, f"SELECT YEAR(expires) FROM {table}")
+    assert year >= 2050
+    await create(storage, new_key(), ttl=10**15)
+    indexes = await ask(root, f"SHOW INDEX FROM {table}")
+    assert {row[4] for row in indexes} == {"id", "expires"}
+
+
+async def test_expiry_does_not_know_time_zones(root: Any, url: str, table: str) -> None:
+    async with open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        await create(storage, key := new_key(), ttl=60)
+    async with setting(root, "time_zone", "'+05:00'"), open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        assert await data_of(storage, key) == b"data"
+        await create(storage, other := new_key(), ttl=60)
+    async with open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        assert await data_of(storage, other) == b"data"
+        ((left,),) = await ask(root, f"SELECT MAX(TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), expires)) FROM {table}")
+        assert 50 <= left <= 60
+
+
+async def test_a_user_who_may_not_create_uses_the_table_that_is_there(
+    server: Private, root: Any, storage: MySQLStorage, table: str
+) -> None:
+    await ask(root, "CREATE OR REPLACE USER limited@'%'")
+    await ask(root, f"GRANT SELECT, INSERT, UPDATE, DELETE ON sessions.{table} TO limited@'%'")
+    base = f"mysql://limited@127.0.0.1:{server.port}/sessions"
+    async with open_storage(f"{base}?table={table}") as other:
+        assert isinstance(other, MySQLStorage)
+        await create(other, key := new_key())
+        assert await data_of(storage, key) == b"data"
+    async with open_storage(f"{base}?table=missing") as other:
+        with pytest.raises(StorageUnavailable, match="denied"):
+            await other.load([new_key()])
+
+
+async def test_many_processes_may_make_the_table_at_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    storages = [storage_from_url(url) for _ in range(12)]
+    await asyncio.gather(*(storage.open() for storage in storages))
+    assert not caplog.records  # aiomysql makes a warning of "already exists"
+    assert await asyncio.gather(*(storage.load([new_key()]) for storage in storages)) == [[None]] * 12
+    for storage in storages:
+        await storage.close()
+
+
+async def test_a_failed_statement_undoes_its_batch_and_leaves_no_lock(
+    server: Private, root: Any, storage: MySQLStorage, table: str
+) -> None:
+    good, bad = sorted(new_key() for _ in range(2))
+    await ask(root, f"ALTER TABLE {table} ADD CONSTRAINT CHECK (data <> 'bad')")
+    with pytest.raises(StorageUnavailable):
+        await storage.save([Write(good, None, b"good", 60), Write(bad, None, b"bad", 60)])
+    other = await other_session(server)
+    await ask(other, "SET innodb_lock_wait_timeout=1")
+    await ask(other, f"INSERT INTO {table} VALUES ('{good}','00000000','',UTC_TIMESTAMP(6))")
+    await other.rollback()
+    await other.ensure_closed()
+    assert await storage.load([good, bad]) == [None, None]
+    await create(storage, good)
+
+
+async def test_no_table_is_made_where_that_is_not_wanted(root: Any, url: str, table: str) -> None:
+    async with open_storage(url + "&create_table=false") as storage:
+        with pytest.raises(StorageUnavailable, match="missing"):
+            await storage.load([new_key()])
+        assert not await ask(root, f"SHOW TABLES LIKE '{table}'")
+
+
+async def test_a_table_that_was_dropped_is_told_and_then_made_again(
+    root: Any, storage: MySQLStorage, table: str
+) -> None:
+    await create(storage, key := new_key())
+    await ask(root, f"DROP TABLE {table}")
+    with pytest.raises(StorageUnavailable, match="doesn't exist"):
+        await storage.load([key])
+    assert await storage.load([key]) == [None]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "id INT, name TEXT",
+        "id BINARY(43) NOT NULL, version BINARY(8) NOT NULL, data LONGBLOB NOT NULL, expires DATETIME(6) NOT NULL",
+        "id VARCHAR(64) PRIMARY KEY, version BINARY(8) NOT NULL, data LONGBLOB NOT NULL, expires DATETIME(6) NOT NULL",
+        "id BINARY(43) PRIMARY KEY, version BINARY(16) NOT NULL, data LONGBLOB NOT NULL, expires DATETIME(6) NOT NULL",
+        "id BINARY(43) PRIMARY KEY, version BINARY(8) NOT NULL, data LONGTEXT NOT NULL, expires DATETIME(6) NOT NULL",
+        "id BINARY(43) PRIMARY KEY, version BINARY(8) NOT NULL, data LONGBLOB, expires DATETIME(6) NOT NULL",
+        "id BINARY(43) PRIMARY KEY, version BINARY(8) NOT NULL, data LONGBLOB NOT NULL, expires INT NOT NULL",
+    ],
+)
+async def test_a_table_of_another_layout_is_refused_at_open(root: Any, url: str, table: str, columns: str) -> None:
+    await ask(root, f"CREATE TABLE {table} ({columns})")
+    with pytest.raises(ConfigError, match="layout"):
+        async with open_storage(url):
+            pass
+
+
+async def test_a_table_of_the_users_own_making_sets_the_limit(root: Any, url: str, table: str) -> None:
+    columns = "id BINARY(43) PRIMARY KEY, version BINARY(8) NOT NULL, data BLOB NOT NULL, expires DATETIME(6) NOT NULL"
+    await ask(root, f"CREATE TABLE {table} ({columns})")
+    async with setting(root, "sql_mode", "''"), open_storage(url) as storage:  # this mode would cut in silence
+        assert isinstance(storage, MySQLStorage)
+        await create(storage, new_key(), b"x" * 65_535)
+        with pytest.raises(SessionTooLarge) as caught:
+            await save(storage, new_key(), b"x" * 65_536)
+        assert caught.value.limit == 65_535
+
+
+async def test_rows_made_by_other_hands_disturb_nobody(root: Any, storage: MySQLStorage, table: str) -> None:
+    foreign, own = new_key(), new_key()
+    await ask(
+        root,
+        f"INSERT INTO {table} VALUES ('{foreign}','','',UTC_TIMESTAMP(6) + INTERVAL 1 DAY), ('é','','','9999-12-31')",
+    )
+    await create(storage, own)
+    assert (await storage.load([foreign, own]))[1] is not None
+    assert [
+        type(outcome) for outcome in await storage.save([Write(foreign, None, b"x", 60), Write(own, None, b"x", 60)])
+    ] == [
+        Conflict,
+        Conflict,
+    ]
+    await storage.delete([foreign])
+    await create(storage, foreign)
+
+
+async def test_a_read_only_server_loads_and_tells_of_writes(root: Any, url: str) -> None:
+    async with open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        await create(storage, key := new_key())
+    async with setting(root, "read_only", "1"), open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        assert await data_of(storage, key) == b"data"
+        with pytest.raises(StorageUnavailable, match="read-only"):
+            await create(storage, new_key())
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    "mode", ["", "NO_BACKSLASH_ESCAPES", "ANSI,ORACLE", "NO_BACKSLASH_ESCAPES,ANSI_QUOTES,PIPES_AS_CONCAT"]
+)
+async def test_every_byte_is_kept_under_every_sql_mode(root: Any, url: str, mode: str) -> None:
+    data = bytes(range(256)) + rb"""\' \\' '' "" %s ; -- \0 \Z` """
+    async with setting(root, "sql_mode", f"'{mode}'"), open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        version = await create(storage, key := new_key(), data)
+        assert await data_of(storage, key) == data
+        assert isinstance(await save(storage, key, data[::-1], version), Saved)
+        assert await data_of(storage, key) == data[::-1]
+
+
+async def test_a_key_is_data_whatever_is_in_it(storage: MySQLStorage) -> None:
+    for key in ("' OR 1=1 -- ", "\\", "%s", "x' , 'y", "é"):
+        assert await data_of(storage, key) is None
+        await create(storage, key, key.encode())
+        assert await data_of(storage, key) == key.encode()
+
+
+async def test_a_batch_that_is_larger_than_a_packet_is_sent_in_parts(root: Any, url: str) -> None:
+    async with setting(root, "max_allowed_packet", str(1 << 20)), open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        keys = [new_key() for _ in range(8)]
+        outcomes = await storage.save([Write(key, None, key.encode() * 6000, 60) for key in keys])
+        assert all(isinstance(outcome, Saved) for outcome in outcomes)
+        assert [await data_of(storage, key) for key in keys] == [key.encode() * 6000 for key in keys]
+
+
+async def test_the_largest_value_passes_and_one_byte_more_does_not(root: Any, url: str) -> None:
+    async with setting(root, "max_allowed_packet", str(1 << 20)), open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        small, large = new_key(), new_key()
+        with pytest.raises(SessionTooLarge) as caught:
+            await storage.save([Write(small, None, b"x", 60), Write(large, None, b"x" * (1 << 20), 60)])
+        limit = caught.value.limit
+        assert await storage.load([small, large]) == [None, None]
+        version = await create(storage, large, b"x" * limit)
+        assert isinstance(await save(storage, large, b"y" * limit, version), Saved)
+        assert await data_of(storage, large) == b"y" * limit
+        with pytest.raises(SessionTooLarge):
+            await create(storage, small, b"x" * (limit + 1))
+
+
+async def test_a_limit_that_was_lowered_meanwhile_is_learned(root: Any, storage: MySQLStorage) -> None:
+    async with setting(root, "max_allowed_packet", str(1 << 20)):
+        storage._pool.forget()  # the limit is that of a connection's beginning
+        with pytest.raises(StorageUnavailable):
+            await create(storage, new_key(), b"x" * (1 << 20))
+        with pytest.raises(SessionTooLarge):
+            await create(storage, new_key(), b"x" * (1 << 20))
+
+
+# A pool of the user's
+
+
+@contextlib.asynccontextmanager
+async def own_pool(server: Private, **settings: Any) -> AsyncIterator[Any]:
+    settings = {"autocommit": True, "minsize": 0, "maxsize": 3, **settings}
+    password = PASSWORD.encode().decode("latin-1")
+    login = {"host": "127.0.0.1", "port": server.port, "user": "visitor", "password": password, "db": "sessions"}
+    pool = await aiomysql.create_pool(**login, **settings)
+    yield pool
+    pool.close()
+    await pool.wait_closed()
+
+
+@pytest.mark.parametrize("cursor", [aiomysql.Cursor, aiomysql.DictCursor, aiomysql.SSCursor])
+async def test_a_given_pool_is_used_and_not_closed(server: Private, table: str, cursor: type) -> None:
+    async with own_pool(server, cursorclass=cursor) as pool:
+        storage = MySQLStorage(pool, table=table)
+        await storage.open()
+        version = await create(storage, key := new_key())
+        assert isinstance(await save(storage, key, b"more", version), Saved)
+        assert await data_of(storage, key) == b"more"
+        assert await storage.sweep() == 0
+        await storage.close()
+        assert PASSWORD not in repr(storage)
+        assert not pool.closed
+        async with pool.acquire() as connection:
+            assert connection.get_autocommit()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"autocommit": False}, "autocommit=True"), ({"client_flag": CLIENT.FOUND_ROWS}, "FOUND_ROWS")],
+)
+async def test_a_given_pool_that_cannot_work_is_refused(
+    server: Private, table: str, settings: dict[str, Any], says: str
+) -> None:
+    async with own_pool(server, **settings) as pool:
+        storage = MySQLStorage(pool, table=table)
+        with pytest.raises(ConfigError, match=says):
+            await storage.open()
+
+
+async def test_a_given_pool_that_was_closed_is_unavailable(server: Private, table: str) -> None:
+    async with own_pool(server) as pool:
+        storage = MySQLStorage(pool, table=table)
+        await storage.open()
+    with pytest.raises(StorageUnavailable):
+        await storage.load([new_key()])
+    await storage.close()
+
+
+# The sweep
+
+
+async def test_a_sweep_deletes_what_is_expired_and_only_that(
+    root: Any, storage: MySQLStorage, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql, "_SWEEP_SLICE", 4)
+    old, live = [new_key() for _ in range(10)], [new_key() for _ in range(3)]
+    await storage.save([Write(key, None, b"data", 60) for key in old + live])
+    await expire(root, table, *old)
+    assert await storage.sweep() == 10
+    rows = await ask(root, f"SELECT id FROM {table}")
+    assert {row[0].decode() for row in rows} == set(live)
+
+
+async def test_only_one_process_sweeps_at_a_time(root: Any, storage: MySQLStorage, table: str) -> None:
+    await create(storage, key := new_key())
+    await expire(root, table, key)
+    lock = f"CONCAT('aiohttp_store.', SHA1('sessions.{table}'))"
+    assert await ask(root, f"SELECT GET_LOCK({lock}, 0)") == ((1,),)
+    assert await storage.sweep() == 0
+    await ask(root, f"DO RELEASE_LOCK({lock})")
+    assert await storage.sweep() == 1
+    assert await ask(root, f"SELECT IS_FREE_LOCK({lock})") == ((1,),)
+
+
+async def test_the_sweep_runs_by_itself_and_survives_an_outage(
+    server: Private, url: str, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mysql, "_SWEEP_EVERY", 0.05)
+    caplog.set_level(logging.DEBUG, mysql.__name__)
+    async with open_storage(url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        server.kill()
+        try:
+            async with asyncio.timeout(5):
+                while "no sweep" not in caplog.text:
+                    await asyncio.sleep(0.02)
+        finally:
+            server.start()
+        assert PASSWORD not in caplog.text
+        await create(storage, key := new_key())
+        connection = await aiomysql.connect(
+            host="127.0.0.1", port=server.port, user="root", db="sessions", autocommit=True
+        )
+        await expire(connection, table, key)
+        async with asyncio.timeout(5):
+            while await ask(connection, f"SELECT 1 FROM {table}"):
+                await asyncio.sleep(0.02)
+        await connection.ensure_closed()
+
+
+async def test_closing_says_goodbye(root: Any, url: str) -> None:
+    count = "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME='ABORTED_CLIENTS'"
+    before = await ask(root, count)
+    async with open_storage(url) as storage:
+        await asyncio.gather(*(storage.load([new_key()]) for _ in range(5)))
+    await all_connections_end(root)
+    assert await ask(root, count) == before
+
+
+async def test_a_verb_that_outlives_closing_keeps_no_connection(
+    server: Private, root: Any, storage: MySQLStorage, table: str
+) -> None:
+    version = await create(storage, key := new_key())
+    other = await other_session(server)
+    await ask(other, f"SELECT 1 FROM {table} WHERE id='{key}' FOR UPDATE")
+    task = asyncio.create_task(save(storage, key, b"more", version))
+    await asyncio.sleep(0.1)
+    await storage.close()
+    await other.rollback()
+    await other.ensure_closed()
+    assert isinstance(await task, Saved)
+    await all_connections_end(root)
+
+
+def test_an_outage_under_tls_leaves_no_socket_behind(server: Private, hasty_url: str) -> None:
+    """A TLS connection that is closed politely waits for the server, up to 30 s."""
+
+    async def use() -> None:
+        async with open_storage(f"{hasty_url}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
+            server.pause()
+            with pytest.raises(StorageUnavailable):
+                await storage.load([new_key()])
+
+    try:
+        asyncio.run(use())
+        gc.collect()  # an open socket would be a ResourceWarning
+    finally:
+        server.resume()
+
+
+async def test_closing_leaves_no_task_and_no_connection(root: Any, url: str) -> None:
+    async with open_storage(url) as storage:
+        await asyncio.gather(*(storage.load([new_key()]) for _ in range(5)))
+    assert len(asyncio.all_tasks()) == 1
+    await all_connections_end(root)
+
+
+def test_a_storage_serves_one_event_loop_after_another(url: str) -> None:
+    storage = storage_from_url(url)
+    assert isinstance(storage, MySQLStorage)
+
+    async def use() -> None:
+        await storage.open()
+        await asyncio.gather(*(create(storage, new_key()) for _ in range(20)))
+        await storage.close()
+
+    asyncio.run(use())
+    asyncio.run(use())
+
+
+def test_ssl_is_what_the_driver_gets(server: Private) -> None:
+    storage = storage_from_url(f"{server.url}?tls=true&tls_ca={server.folder}/ca.pem")
+    assert isinstance(storage, MySQLStorage)
+    assert isinstance(storage._pool._settings["ssl"], ssl.SSLContext)
