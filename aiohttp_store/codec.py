@@ -78,7 +78,7 @@ class Envelope(NamedTuple):
     def pack(self) -> bytes:
         """Give the bytes that a storage keeps."""
         idle = 0 if self.idle_timeout is None else max(1, round(self.idle_timeout * 1000))
-        return _HEADER.pack(_FORMAT, round(self.created * 1000), round(self.written * 1000), idle) + self.payload
+        return _HEADER.pack(_FORMAT, int(self.created * 1000), int(self.written * 1000), idle) + self.payload
 
     @classmethod
     def unpack(cls, data: bytes) -> Envelope:

@@ -100,6 +100,9 @@ class Server:
         """Stop the process, so that it keeps its connections and says nothing."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        while any("T (stopped)" not in (thread / "status").read_text() for thread in threads.iterdir()):
+            time.sleep(0.001)  # they stop one after the other, and the last ones may still answer
 
     def resume(self) -> None:
         assert self.process is not None

@@ -7,13 +7,18 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiomysql  # type: ignore[import-untyped]
 import pytest
 from aiohttp import ClientSession, CookieJar, WSMsgType, web
 from aiohttp.pytest_plugin import AiohttpClient, AiohttpServer
 from aiohttp.test_utils import TestClient
+from pymongo import AsyncMongoClient
+from redis.asyncio import Redis
 
-from aiohttp_store import Cookie, Session, SessionGone, Storage, Write, get_session, get_storage, new_session, setup
+from aiohttp_store import Cookie, Session, SessionGone, Storage, StorageURL, Write, get_session, get_storage, new_session, setup
 from aiohttp_store.manager import key_of_id
+
+from .conftest import STORAGES
 
 Client = TestClient[web.Request, web.Application]
 SECRET = "a secret of more than thirty-two bytes"
@@ -411,14 +416,44 @@ async def test_the_storage_holds_no_id_that_works_as_a_cookie(
 
 
 @pytest.fixture
-def make_dump(storage_name: str) -> Callable[[Storage], Awaitable[bytes]]:
+def make_dump(storage_name: str, storage_url: str) -> Callable[[Storage], Awaitable[bytes]]:
+    """Give a reader of everything that a thief of the database would have, keys and values."""
+
     async def dump(storage: Any) -> bytes:
-        if storage_name == "memory":
-            return repr(storage._held).encode()
-        client = storage.client
-        if storage_name == "redis":
-            keys = await client.keys(f"{storage.prefix}*")
-            return b"".join([key + await client.get(key) for key in keys])
+        url = StorageURL.parse(storage_url)
+        space = dict(url.query).get("prefix") or dict(url.query).get("table") or dict(url.query).get("collection") or ""
+        match STORAGES[storage_name][0]:
+            case None:
+                return repr(storage._held).encode()
+            case "redis":
+                async with Redis(host=url.hosts[0].name, port=url.hosts[0].port or 6379) as client:
+                    return b"".join([key + await client.get(key) for key in await client.keys(f"{space}*")])
+            case "memcached":
+                reader, writer = await asyncio.open_connection(*url.hosts[0])
+                writer.write(b"lru_crawler metadump all\r\n")
+                keys = [line.split()[0][4:] for line in (await reader.readuntil(b"END\r\n")).splitlines()[:-1]]
+                writer.write(b"get " + b" ".join(key for key in keys if key.startswith(space.encode())) + b"\r\n")
+                values = await reader.readuntil(b"\r\nEND\r\n")
+                writer.close()
+                await writer.wait_closed()
+                return values
+            case "mongodb":
+                async with AsyncMongoClient(url.hosts[0].name, url.hosts[0].port) as mongo:
+                    documents = await mongo[url.path.strip("/")][space].find().to_list()
+                    return repr(documents).encode()
+            case "mysql":
+                connection = await aiomysql.connect(
+                    host=url.hosts[0].name,
+                    port=url.hosts[0].port,
+                    user=url.user,
+                    password=(url.password or "").encode().decode("latin-1"),
+                    db=url.path.strip("/"),
+                )
+                cursor = await connection.cursor()
+                await cursor.execute(f"SELECT * FROM {space}")
+                rows = await cursor.fetchall()
+                await connection.ensure_closed()
+                return repr(rows).encode()
         raise NotImplementedError(storage_name)
 
     return dump

@@ -1,0 +1,237 @@
+"""Two requests that change one session at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_store import Session, Storage, StorageUnavailable, get_session
+from aiohttp_store.storages.memory import MemoryStorage
+
+from .conftest import Client, Serve
+
+
+async def put(request: web.Request) -> web.Response:
+    """Load the session, wait if told so, change it by the JSON sent: `null` deletes a key."""
+    session = await get_session(request)
+    if event := request.query.get("wait"):
+        EVENTS[f"{event} loaded"].set()
+        await EVENTS[event].wait()
+    for key, value in (await request.json()).items():
+        if value is None:
+            session.pop(key, None)
+        else:
+            session[key] = value
+    return web.json_response(dict(session))
+
+
+async def show(request: web.Request) -> web.Response:
+    return web.json_response(dict(await get_session(request)))
+
+
+async def increment(request: web.Request) -> web.Response:
+    def add(session: Session) -> int:
+        session["n"] = session.get("n", 0) + 1
+        return int(session["n"])
+
+    session = await get_session(request)
+    session.update(request.query)
+    return web.json_response(await session.apply(add))
+
+
+EVENTS: dict[str, asyncio.Event] = {}
+
+
+@pytest.fixture(autouse=True)
+def events() -> None:
+    EVENTS.clear()
+    EVENTS.update({name: asyncio.Event() for name in ("go", "go loaded")})
+
+
+async def send(client: Client, path: str, **data: Any) -> int:
+    async with client.post(path, json=data) as response:
+        return response.status
+
+
+async def shown(client: Client) -> Any:
+    async with client.get("/show") as response:
+        return await response.json()
+
+
+async def clash(client: Client, base: dict[str, Any], mine: dict[str, Any], theirs: dict[str, Any]) -> int:
+    """Begin with `base`; then `theirs` is saved between the loading and the saving of `mine`."""
+    assert await send(client, "/put", **base) == 200
+    late = asyncio.create_task(send(client, "/put?wait=go", **mine))
+    await EVENTS["go loaded"].wait()
+    assert await send(client, "/put", **theirs) == 200
+    EVENTS["go"].set()
+    return await late
+
+
+async def start(serve: Serve, storage: str | Storage, **options: Any) -> Client:
+    return await serve(put, show, increment, storage=storage, **options)
+
+
+async def test_by_default_both_changes_survive(serve: Serve, storage_url: str) -> None:
+    client = await start(serve, storage_url)
+    base = {"a": 1, "d": {"x": 1, "y": 1}, "gone": 1}
+    status = await clash(
+        client, base, {"d": {"x": 2, "y": 1}, "mine": 1, "gone": None}, {"d": {"x": 1, "y": 3}, "a": 5}
+    )
+    assert status == 200
+    assert await shown(client) == {"a": 5, "d": {"x": 2, "y": 3}, "mine": 1}
+
+
+async def test_overwrite_lets_the_last_one_win(serve: Serve, storage_url: str) -> None:
+    client = await start(serve, storage_url, on_conflict="overwrite")
+    assert await clash(client, {"a": 1}, {"mine": 1}, {"theirs": 1}) == 200
+    assert await shown(client) == {"a": 1, "mine": 1}
+
+
+async def test_raise_answers_409_and_changes_nothing(serve: Serve, storage_url: str) -> None:
+    client = await start(serve, storage_url, on_conflict="raise")
+    assert await clash(client, {"a": 1}, {"mine": 1}, {"theirs": 1}) == 409
+    assert await shown(client) == {"a": 1, "theirs": 1}
+
+
+@pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])
+async def test_a_request_that_only_read_is_no_conflict(on_conflict: str, serve: Serve) -> None:
+    client = await start(serve, "memory://", on_conflict=on_conflict)
+    assert await clash(client, {"a": 1}, {}, {"theirs": 1}) == 200
+    assert await shown(client) == {"a": 1, "theirs": 1}
+
+
+@pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])
+async def test_prolonging_is_no_conflict(on_conflict: str, serve: Serve) -> None:
+    from aiohttp_store.middleware import _MANAGER
+
+    client = await start(serve, "memory://", on_conflict=on_conflict)
+    assert client.app is not None
+    manager = client.app[_MANAGER]
+    await send(client, "/put", a=1)
+    late = asyncio.create_task(send(client, "/put?wait=go", mine=1))
+    await EVENTS["go loaded"].wait()
+    clock = manager.clock
+    manager.clock = lambda: clock() + 43_200
+    await shown(client)  # prolongs
+    EVENTS["go"].set()
+    assert await late == 200
+    assert await shown(client) == {"a": 1, "mine": 1}
+
+
+async def test_emptying_meets_a_change(serve: Serve, storage_url: str) -> None:
+    client = await start(serve, storage_url)
+    assert await clash(client, {"a": 1}, {"a": None}, {"b": 2}) == 200
+    assert await shown(client) == {"b": 2}
+
+
+async def test_emptying_alone_removes_the_record_and_clears_the_cookie(serve: Serve, storage_url: str) -> None:
+    client = await start(serve, storage_url)
+    await send(client, "/put", a=1)
+    async with client.post("/put", json={"a": None}) as response:
+        assert "Max-Age=0" in response.headers["Set-Cookie"]
+    assert not list(client.session.cookie_jar)
+
+
+async def test_a_change_meets_emptying_and_is_dropped_as_gone(serve: Serve, storage_url: str) -> None:
+    client = await start(serve, storage_url)
+    assert await clash(client, {"a": 1}, {"b": 2}, {"a": None}) == 200
+    assert await shown(client) == {}
+
+
+async def test_two_hundred_contenders_lose_no_count_and_none_starves(serve: Serve, storage_url: str) -> None:
+    clients = [await start(serve, storage_url)]
+    if not storage_url.startswith("memory"):  # a second app has a queue of its own, as another process would
+        clients.append(await start(serve, storage_url))
+    await send(clients[0], "/put", a=1)
+    (cookie,) = clients[0].session.cookie_jar
+    for client in clients:
+        client.session.cookie_jar.clear()
+
+    async def one(number: int) -> int:
+        client = clients[number % len(clients)]
+        async with client.get(f"/increment?k{number}=1", headers={"Cookie": f"session={cookie.value}"}) as response:
+            assert response.status == 200, await response.text()
+            return int(await response.json())
+
+    counts = await asyncio.gather(*map(one, range(200)))
+    assert sorted(counts) == list(range(1, 201))
+    async with clients[0].get("/show", headers={"Cookie": f"session={cookie.value}"}) as response:
+        assert await response.json() == {"a": 1, "n": 200} | {f"k{number}": "1" for number in range(200)}
+
+
+class Contended(MemoryStorage):
+    """Memory in which somebody else always wins."""
+
+    timeout = 0.3
+    contended = False
+
+    async def save(self, writes: Any) -> Any:
+        if self.contended:
+            for write in writes:
+                held = self._held[write.key]
+                other = held.record._replace(
+                    version=held.record.version[::-1] + b"x", data=held.record.data[:-1] + b" }"
+                )
+                self._held[write.key] = held._replace(record=other)
+            await asyncio.sleep(0.01)
+        return await super().save(writes)
+
+
+async def test_where_every_answer_is_a_conflict_the_deadline_ends_it_with_409(serve: Serve) -> None:
+    storage = Contended()
+    client = await start(serve, storage)
+    await send(client, "/put", a=1)
+    storage.contended = True
+    assert await send(client, "/put", b=2) == 409
+    storage.contended = False
+    assert await shown(client) == {"a": 1}
+
+
+class Silent(MemoryStorage):
+    timeout = 0.2
+    silent = False
+
+    async def save(self, writes: Any) -> Any:
+        if self.silent:
+            await asyncio.sleep(5)
+        return await super().save(writes)
+
+
+async def test_where_no_answer_comes_the_deadline_ends_it_with_503(serve: Serve) -> None:
+    storage = Silent()
+    client = await start(serve, storage)
+    await send(client, "/put", a=1)
+    storage.silent = True
+    started = asyncio.get_running_loop().time()
+    assert await send(client, "/put", b=2) == 503
+    assert asyncio.get_running_loop().time() - started < 2
+    storage.silent = False
+    assert await shown(client) == {"a": 1}
+
+
+async def test_one_budget_for_loading_is_all_a_request_waits(serve: Serve) -> None:
+    class Hanging(MemoryStorage):
+        timeout = 0.2
+        loads = 0
+
+        async def load(self, keys: Any) -> Any:
+            self.loads += 1
+            await asyncio.sleep(5)
+
+    storage = Hanging()
+
+    async def patient(request: web.Request) -> web.Response:
+        for _ in range(3):
+            with pytest.raises(StorageUnavailable):
+                await get_session(request)
+        return web.Response(text="an anonymous page")
+
+    client = await serve(patient, storage=storage)
+    async with client.get("/patient", headers={"Cookie": f"session={'A' * 43}"}) as response:
+        assert await response.text() == "an anonymous page"
+        assert "Set-Cookie" not in response.headers
+    assert storage.loads == 1

@@ -1,0 +1,279 @@
+"""The end-of-request table and the response's headers, row by row, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_store import Cookie, SessionConflict, SessionTooLarge, StorageUnavailable, get_session, get_storage
+from aiohttp_store.manager import key_of_id
+from aiohttp_store.storages.memory import MemoryStorage
+
+from .conftest import Client, Serve
+from .test_streams import Failing
+
+
+async def begin(request: web.Request) -> web.Response:
+    (await get_session(request))["a"] = 1
+    return web.Response()
+
+
+async def untouched(request: web.Request) -> web.Response:
+    return web.Response(headers={"Vary": "Accept", "Cache-Control": "public"})
+
+
+async def read(request: web.Request) -> web.Response:
+    return web.json_response(dict(await get_session(request)), headers={"Vary": "Accept", "Cache-Control": "public"})
+
+
+async def write(request: web.Request) -> web.Response:
+    (await get_session(request)).update(request.query)
+    return web.Response(headers=(request.query.get("cache") and {"Cache-Control": request.query["cache"]}) or {})
+
+
+async def empty(request: web.Request) -> web.Response:
+    (await get_session(request)).clear()
+    return web.Response()
+
+
+async def logout(request: web.Request) -> web.Response:
+    (await get_session(request)).invalidate()
+    return web.Response()
+
+
+async def renew(request: web.Request) -> web.Response:
+    (await get_session(request)).renew()
+    return web.Response()
+
+
+async def gone(request: web.Request) -> web.Response:
+    session = await get_session(request)
+    assert session.identity is not None
+    await get_storage(request.app).delete([key_of_id(session.identity)])
+    session["late"] = 1
+    return web.Response()
+
+
+HANDLERS = (begin, untouched, read, write, empty, logout, renew, gone)
+
+
+async def headers_of(client: Client, path: str, **options: Any) -> Any:
+    async with client.get(path, **options) as response:
+        assert response.status == 200
+        return response.headers
+
+
+@pytest.mark.parametrize(
+    ("begun", "path", "stored", "cookie"),
+    [
+        (False, "/untouched", False, None),
+        (True, "/untouched", True, None),
+        (False, "/read", False, None),
+        (True, "/read", True, None),
+        (False, "/write?a=1", True, "set"),
+        (True, "/write?a=1", True, None),
+        (False, "/empty", False, None),
+        (True, "/empty", False, "cleared"),
+        (False, "/logout", False, None),
+        (True, "/logout", False, "cleared"),
+        (False, "/renew", False, None),
+        (True, "/renew", True, "set"),
+        (True, "/gone", False, None),
+    ],
+)
+async def test_each_row_of_the_end_of_request_table(
+    begun: bool, path: str, stored: bool, cookie: str | None, serve: Serve
+) -> None:
+    client = await serve(*HANDLERS)
+    if begun:
+        await headers_of(client, "/begin")
+    headers = await headers_of(client, path)
+    assert client.app is not None
+    storage: Any = get_storage(client.app)
+    assert bool(storage._held) is stored
+    sent = headers.getall("Set-Cookie", [])
+    assert len(sent) == (cookie is not None)
+    if cookie is not None:
+        assert ("Max-Age=0" in sent[0]) is (cookie == "cleared")
+
+
+@pytest.mark.parametrize("path", ["/logout", "/empty"])
+async def test_a_junk_cookie_is_cleared_by_a_logout_only(path: str, serve: Serve) -> None:
+    client = await serve(*HANDLERS)
+    headers = await headers_of(client, path, headers={"Cookie": "session=junk"})
+    assert ("Set-Cookie" in headers) is (path == "/logout")
+
+
+async def test_vary_names_the_cookie_once_the_session_was_asked_for(serve: Serve) -> None:
+    client = await serve(*HANDLERS)
+    assert (await headers_of(client, "/untouched"))["Vary"] == "Accept"
+    assert (await headers_of(client, "/read"))["Vary"] == "Accept, Cookie"
+    assert (await headers_of(client, "/begin"))["Vary"] == "Cookie"
+
+
+async def test_a_response_without_our_cookie_keeps_its_cache_control(serve: Serve) -> None:
+    client = await serve(*HANDLERS)
+    await headers_of(client, "/begin")
+    assert (await headers_of(client, "/read"))["Cache-Control"] == "public"
+    assert "Cache-Control" not in await headers_of(client, "/write?b=1")
+
+
+async def test_a_response_with_our_cookie_is_kept_out_of_shared_caches(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await serve(*HANDLERS)
+    assert (await headers_of(client, "/write?a=1"))["Cache-Control"] == "no-store"
+    client.session.cookie_jar.clear()
+    assert (await headers_of(client, "/write?cache=private"))["Cache-Control"] == "private"
+    for _ in range(2):
+        client.session.cookie_jar.clear()
+        headers = await headers_of(client, "/write", params={"cache": "public, s-maxage=5, max-age=60"})
+        assert headers["Cache-Control"] == "private, max-age=60"
+    assert caplog.text.count("Cache-Control: public, s-maxage=5 was taken from a response") == 1
+
+
+async def test_other_cookies_survive(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        (await get_session(request))["a"] = 1
+        response = web.Response(headers=[("Set-Cookie", "one=1"), ("Set-Cookie", "two=2")])
+        response.set_cookie("three", "3")
+        return response
+
+    client = await serve(handler)
+    headers = await headers_of(client, "/handler")
+    names = sorted(value.partition("=")[0] for value in headers.getall("Set-Cookie"))
+    assert names == ["one", "session", "three", "two"]
+
+
+async def test_a_raised_redirect_is_saved_and_carries_the_cookie(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        (await get_session(request))["a"] = 1
+        raise web.HTTPFound("/elsewhere")
+
+    client = await serve(handler)
+    async with client.get("/handler", allow_redirects=False) as response:
+        assert response.status == 302
+        assert "Set-Cookie" in response.headers
+
+
+@pytest.mark.parametrize("raised", [False, True])
+async def test_an_error_page_of_the_handlers_own_is_saved(raised: bool, serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        (await get_session(request))["a"] = 1
+        if raised:
+            raise web.HTTPInternalServerError
+        return web.Response(status=503)
+
+    client = await serve(handler)
+    async with client.get("/handler") as response:
+        assert response.status >= 500
+        assert "Set-Cookie" in response.headers
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(StorageUnavailable("down"), 503), (SessionConflict("others"), 409), (SessionTooLarge(2, 1, "here"), 500)],
+)
+async def test_a_failed_save_replaces_the_response_and_sets_no_cookie(
+    error: Exception, status: int, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Raising(MemoryStorage):
+        async def save(self, writes: Any) -> Any:
+            raise error
+
+    client = await serve(*HANDLERS, storage=Raising())
+    with caplog.at_level(logging.INFO):
+        async with client.get("/begin") as response:
+            assert response.status == status
+            assert response.headers.get("Retry-After") == ("1" if status == 503 else None)
+            assert "Set-Cookie" not in response.headers
+    assert str(error) in caplog.text
+
+
+async def test_while_the_storage_is_down_the_cookie_is_left_alone(serve: Serve) -> None:
+    storage = Failing()
+    client = await serve(*HANDLERS, storage=storage)
+    await headers_of(client, "/begin")
+    for storage.down in ("load", "save"):
+        for path in ("/write?b=2", "/logout", "/renew") if storage.down == "load" else ("/write?b=2", "/renew"):
+            async with client.get(path) as response:
+                assert response.status == 503
+                assert "Set-Cookie" not in response.headers
+    storage.down = None
+    async with client.get("/read") as response:
+        assert await response.json() == {"a": 1}
+
+
+async def test_a_client_that_goes_away_does_not_stop_its_save(serve: Serve) -> None:
+    class Slow(MemoryStorage):
+        started = asyncio.Event()
+
+        async def save(self, writes: Any) -> Any:
+            self.started.set()
+            await asyncio.sleep(0.1)
+            return await super().save(writes)
+
+    storage = Slow()
+    client = await serve(*HANDLERS, storage=storage)
+    task = asyncio.create_task(headers_of(client, "/begin"))
+    await storage.started.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await client.close()  # cancels the handler, then closes the storage
+    assert len(storage._held) == 1
+
+
+async def test_a_cancelled_handler_saves_nothing(serve: Serve) -> None:
+    storage = MemoryStorage()
+
+    async def handler(request: web.Request) -> web.Response:
+        (await get_session(request))["a"] = 1
+        raise asyncio.CancelledError
+
+    client = await serve(handler, storage=storage)
+    with pytest.raises(Exception, match="disconnected"):
+        await headers_of(client, "/handler")
+    assert len(storage._held) == 0
+
+
+@pytest.mark.parametrize(
+    ("cookie", "header", "host", "warned"),
+    [
+        (Cookie(), {}, "shop.example", ""),
+        (Cookie(), {"X-Forwarded-Proto": "https"}, "shop.example", "aiohttp-remotes"),
+        (Cookie(secure=True), {}, "shop.example", "aiohttp-remotes"),
+        (Cookie(secure=True), {}, "localhost:8080", ""),
+        (Cookie(secure=True), {}, "[::1]:8080", ""),
+        (Cookie(secure=False), {"X-Forwarded-Proto": "https"}, "shop.example", ""),
+    ],
+)
+async def test_a_cookie_that_a_browser_will_drop_or_leak_is_warned_about_once(
+    cookie: Cookie, header: dict[str, str], host: str, warned: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await serve(*HANDLERS, cookie=cookie)
+    caplog.clear()
+    for _ in range(2):
+        client.session.cookie_jar.clear()
+        headers = await headers_of(client, "/begin", headers={"Host": host, **header})
+        assert ("Secure" in headers["Set-Cookie"]) is (cookie.secure is True)
+    assert len(caplog.records) == bool(warned)
+    assert warned in caplog.text
+
+
+@pytest.mark.parametrize(
+    "value", ["bad", "A" * 43, "A" * 43 + "." + "A" * 43, '"', "", "x" * 5000, "A" * 42 + "\xff"], ids=lambda v: v[:9]
+)
+async def test_ten_thousand_bad_cookies_do_not_fill_the_log(
+    value: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await serve(*HANDLERS)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "aiohttp_store"):
+        for _ in range(20):
+            await headers_of(client, "/write?a=1", headers={"Cookie": f"session={value}"})
+            client.session.cookie_jar.clear()
+    assert len([record for record in caplog.records if record.name == "aiohttp_store"]) == 0

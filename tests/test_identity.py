@@ -1,0 +1,315 @@
+"""Which id a visitor has, and that no other works."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_store import Storage, get_session, get_storage, new_session
+from aiohttp_store.manager import key_of_id
+
+from .conftest import Client, Serve
+from .test_streams import Failing
+
+SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(2)]
+
+
+async def show(request: web.Request) -> web.Response:
+    return web.json_response(dict(await get_session(request)))
+
+
+async def put(request: web.Request) -> web.Response:
+    session = await get_session(request)
+    session.update(request.query)
+    return web.json_response(dict(session))
+
+
+async def renew(request: web.Request) -> web.Response:
+    session = await get_session(request)
+    session.renew()
+    session.update(request.query)
+    return web.Response()
+
+
+async def logout(request: web.Request) -> web.Response:
+    (await get_session(request)).invalidate()
+    return web.Response()
+
+
+async def restart(request: web.Request) -> web.Response:
+    if "load" in request.query:
+        await get_session(request)
+    session = await new_session(request)
+    if "write" in request.query:
+        session["fresh"] = True
+    return web.Response()
+
+
+class Barrier:
+    """Holds handlers that have loaded their session until the test lets them go."""
+
+    def __init__(self) -> None:
+        self.loaded = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def held(self, request: web.Request) -> web.Response:
+        session = await get_session(request)
+        assert session.identity
+        self.loaded.set()
+        await self.go.wait()
+        if request.query["then"] == "renew":
+            session.renew()
+        elif request.query["then"] == "write":
+            session["held"] = True
+        return web.Response()
+
+
+HANDLERS = (show, put, renew, logout, restart)
+
+
+async def start(serve: Serve, storage: str | Storage, **options: Any) -> tuple[Client, Barrier]:
+    barrier = Barrier()
+    return await serve(*HANDLERS, barrier.held, storage=storage, **options), barrier
+
+
+async def get(client: Client, path: str, cookie: str | None = None) -> tuple[Any, str | None]:
+    """Give the body and the `Set-Cookie` of an answer to a request with just this cookie header."""
+    client.session.cookie_jar.clear()
+    async with client.get(path, headers={} if cookie is None else {"Cookie": cookie}) as response:
+        assert response.status == 200, await response.text()
+        body = await response.json() if response.content_type == "application/json" else None
+        return body, response.headers.get("Set-Cookie")
+
+
+async def begin(client: Client) -> str:
+    _, header = await get(client, "/put?a=1")
+    assert header is not None
+    return header.partition(";")[0]
+
+
+def id_of(cookie: str) -> str:
+    return cookie.partition("=")[2]
+
+
+async def held(client: Client, barrier: Barrier, then: str, cookie: str) -> asyncio.Task[tuple[Any, str | None]]:
+    barrier.loaded.clear()
+    task = asyncio.create_task(get(client, f"/held?then={then}", cookie))
+    await barrier.loaded.wait()
+    return task
+
+
+async def live_ids(client: Client, *cookies: str) -> list[str]:
+    assert client.app is not None
+    ids = [id_of(cookie) for cookie in cookies]
+    records = await get_storage(client.app).load([key_of_id(one) for one in ids])
+    return [one for one, record in zip(ids, records, strict=True) if record is not None]
+
+
+async def test_a_renewal_keeps_the_data_and_kills_the_old_id(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+    _, header = await get(client, "/renew?b=2", old)
+    assert header is not None
+    assert header.partition(";")[0] != old
+    assert await get(client, "/show", header.partition(";")[0]) == ({"a": "1", "b": "2"}, None)
+    assert (await get(client, "/show", old))[0] == {}
+
+
+async def test_requests_in_flight_with_the_old_id_neither_revive_it_nor_set_a_cookie(
+    serve: Serve, storage_url: str
+) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "write", old)
+    _, header = await get(client, "/renew", old)
+    assert header is not None
+    barrier.go.set()
+    assert await late == (None, None)
+    assert await live_ids(client, old) == []
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1"}
+
+
+async def test_of_two_concurrent_renewals_one_id_lives(serve: Serve, storage_url: str) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    _, won = await get(client, "/renew", old)
+    barrier.go.set()
+    _, lost = await late
+    assert won is not None
+    assert lost is None
+    assert await live_ids(client, old, won.partition(";")[0]) == [id_of(won.partition(";")[0])]
+
+
+async def test_renewals_at_the_same_moment_leave_one_id(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+
+    async def one() -> str | None:
+        async with client.get("/renew", headers={"Cookie": old}) as response:
+            assert response.status == 200
+            return response.headers.get("Set-Cookie")
+
+    client.session.cookie_jar.clear()
+    headers = [header for header in await asyncio.gather(*(one() for _ in range(8))) if header]
+    assert len(headers) == 1
+    assert await get(client, "/show", headers[0].partition(";")[0]) == ({"a": "1"}, None)
+
+
+async def test_a_logout_during_a_renewal_wins(serve: Serve, storage_url: str) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    await get(client, "/logout", old)
+    barrier.go.set()
+    assert await late == (None, None)
+    assert await live_ids(client, old) == []
+
+
+async def test_a_write_during_a_renewal_moves_with_it(serve: Serve, storage_url: str) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    await get(client, "/put?b=2", old)
+    barrier.go.set()
+    _, header = await late
+    assert header is not None
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1", "b": "2"}
+    assert await live_ids(client, old) == []
+
+
+@pytest.mark.parametrize("load", ["", "&load=1"])
+@pytest.mark.parametrize("write", ["", "&write=1"])
+async def test_a_new_session_destroys_the_old_record(load: str, write: str, serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+    _, header = await get(client, f"/restart?x=1{load}{write}", old)
+    assert header is not None
+    assert await live_ids(client, old) == []
+    if write:
+        assert (await get(client, "/show", header.partition(";")[0]))[0] == {"fresh": True}
+    else:
+        assert "Max-Age=0" in header
+
+
+async def test_a_new_session_that_nobody_had_and_nobody_fills_says_nothing(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    assert await get(client, "/restart") == (None, None)
+
+
+async def test_an_id_that_nobody_issued_is_never_adopted(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    planted = "session=" + secrets.token_urlsafe(32)
+    _, header = await get(client, "/put?a=1", planted)
+    assert header is not None
+    assert not header.startswith(planted)
+    assert await live_ids(client, planted) == []
+    assert (await get(client, "/show", planted))[0] == {}
+
+
+async def test_an_id_that_ended_is_never_adopted(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+    await get(client, "/logout", old)
+    _, header = await get(client, "/put?b=2", old)
+    assert header is not None
+    assert not header.startswith(old)
+    assert await live_ids(client, old) == []
+
+
+async def test_of_two_cookies_the_genuine_one_is_used_in_either_order(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url, secret=SECRETS)
+    mine = await begin(client)
+    for other in (
+        "session=" + secrets.token_urlsafe(32),
+        "session=" + secrets.token_urlsafe(32) + "." + secrets.token_urlsafe(32),
+        "session=junk",
+        'session=""',
+    ):
+        for cookies in (f"{mine}; {other}", f"{other}; {mine}", f"{other}; x=y; {mine}; {other}"):
+            assert await get(client, "/show", cookies) == ({"a": "1"}, None)
+    ended = await begin(client)
+    await get(client, "/logout", ended)
+    assert await get(client, "/show", f"{ended}; {mine}") == ({"a": "1"}, None)
+
+
+async def test_two_live_sessions_in_one_request_are_nobodys(
+    serve: Serve, storage_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, _ = await start(serve, storage_url)
+    mine, tossed = await begin(client), await begin(client)
+    assert await get(client, "/show", f"{tossed}; {mine}") == ({}, None)
+    assert "2 live sessions in cookies 'session'" in caplog.text
+    assert "__Host-" in caplog.text
+
+
+async def test_an_id_in_the_address_is_ignored(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    mine = await begin(client)
+    assert (await get(client, f"/show?session={id_of(mine)}&sid={id_of(mine)}&{mine}"))[0] == {}
+
+
+async def test_a_bad_signature_costs_no_access_to_the_storage(serve: Serve) -> None:
+    storage = Failing()
+    client, _ = await start(serve, storage, secret=SECRETS[0])
+    storage.down = "load"
+    forged = f"session={secrets.token_urlsafe(32)}.{secrets.token_urlsafe(32)}"
+    for cookie in (forged, "session=" + secrets.token_urlsafe(32), "session=x", "; ".join([forged] * 9)):
+        assert (await get(client, "/show", cookie))[0] == {}
+
+
+async def test_a_secret_can_be_rotated_and_old_cookies_are_sent_again(serve: Serve, storage_url: str) -> None:
+    if storage_url.startswith("memory"):
+        from aiohttp_store.storages.memory import MemoryStorage
+
+        storage: Any = MemoryStorage()
+    else:
+        storage = storage_url
+    before, _ = await start(serve, storage, secret=SECRETS[1])
+    old = await begin(before)
+    after, _ = await start(serve, storage, secret=SECRETS)
+    body, header = await get(after, "/show", old)
+    assert body == {"a": "1"}
+    assert header is not None
+    fresh = header.partition(";")[0]
+    assert id_of(fresh).partition(".")[0] == id_of(old).partition(".")[0]
+    assert await get(after, "/show", fresh) == ({"a": "1"}, None)
+    assert (await get(before, "/show", fresh))[0] == {}
+
+
+async def test_an_unsigned_cookie_is_refused_once_a_secret_is_set(serve: Serve) -> None:
+    from aiohttp_store.storages.memory import MemoryStorage
+
+    storage = MemoryStorage()
+    before, _ = await start(serve, storage)
+    old = await begin(before)
+    after, _ = await start(serve, storage, secret=SECRETS)
+    assert (await get(after, "/show", old))[0] == {}
+
+
+async def test_ids_are_never_drawn_twice_and_a_collision_takes_nothing_over(
+    serve: Serve, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = await start(serve, storage_url)
+    mine = await begin(client)
+    draws = [id_of(mine), id_of(mine), secrets.token_urlsafe(32)]
+    monkeypatch.setattr("aiohttp_store.manager.secrets.token_urlsafe", lambda _: draws.pop(0))
+    _, header = await get(client, "/put?b=2")
+    assert header is not None
+    assert draws == []
+    assert not header.startswith(mine)
+    assert (await get(client, "/show", mine))[0] == {"a": "1"}
+
+
+async def test_logouts_and_visits_without_a_session_store_nothing(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    for cookie in (None, "session=junk", "session=" + secrets.token_urlsafe(32)):
+        for path in ("/show", "/logout", "/renew"):
+            await get(client, path, cookie)
+    assert client.app is not None
+    storage: Any = get_storage(client.app)
+    assert len(storage._held) == 0
