@@ -169,4 +169,5 @@ async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Batcher, 
     assert not finishing.done()
     storage.gate.set()
     await finishing
-    assert all(future.done() for future in (*asked, deleted))
+    assert all(future.done() for future in asked)
+    assert deleted.done()

@@ -22,7 +22,7 @@ from aiohttp_store.codec import MAX_DEPTH, Envelope, JSONCodec, UndecodableError
 
 @pytest.fixture(params=["orjson", "json"], autouse=True)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    assert codec.orjson is not None
+    assert codec.orjson is not None  # type: ignore[attr-defined]
     if request.param == "json":
         monkeypatch.setattr(codec, "orjson", None)
     yield request.param

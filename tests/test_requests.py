@@ -15,7 +15,18 @@ from aiohttp.test_utils import TestClient
 from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
 
-from aiohttp_store import Cookie, Session, SessionGone, Storage, StorageURL, Write, get_session, get_storage, new_session, setup
+from aiohttp_store import (
+    Cookie,
+    Session,
+    SessionGone,
+    Storage,
+    StorageURL,
+    Write,
+    get_session,
+    get_storage,
+    new_session,
+    setup,
+)
 from aiohttp_store.manager import key_of_id
 
 from .conftest import STORAGES
@@ -427,7 +438,8 @@ def make_dump(storage_name: str, storage_url: str) -> Callable[[Storage], Awaita
                 return repr(storage._held).encode()
             case "redis":
                 async with Redis(host=url.hosts[0].name, port=url.hosts[0].port or 6379) as client:
-                    return b"".join([key + await client.get(key) for key in await client.keys(f"{space}*")])
+                    found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]
+                    return repr(found).encode()
             case "memcached":
                 reader, writer = await asyncio.open_connection(*url.hosts[0])
                 writer.write(b"lru_crawler metadump all\r\n")
@@ -438,8 +450,9 @@ def make_dump(storage_name: str, storage_url: str) -> Callable[[Storage], Awaita
                 await writer.wait_closed()
                 return values
             case "mongodb":
+                mongo: AsyncMongoClient[Any]
                 async with AsyncMongoClient(url.hosts[0].name, url.hosts[0].port) as mongo:
-                    documents = await mongo[url.path.strip("/")][space].find().to_list()
+                    documents: list[Any] = await mongo[url.path.strip("/")][space].find().to_list()
                     return repr(documents).encode()
             case "mysql":
                 connection = await aiomysql.connect(

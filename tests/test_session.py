@@ -290,7 +290,7 @@ async def test_a_change_that_fails_leaves_the_session_as_it_was(serve: Serve) ->
         with pytest.raises(TimeoutError, match="mine"):
             await session.apply(lambda _: (_ for _ in ()).throw(TimeoutError("mine")))
         with pytest.raises(TypeError, match="plain function"):
-            await session.apply(fail_slowly)
+            await session.apply(fail_slowly)  # type: ignore[unused-coroutine]
         return web.Response()
 
     client = await serve(begin, handler, show)

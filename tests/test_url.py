@@ -107,7 +107,7 @@ def test_what_is_no_plain_name_is_no_identifier(name: str) -> None:
 @pytest.mark.parametrize("option", ["tls_ca", "tls_cert", "tls_key"])
 def test_tls_files_without_tls_are_refused(option: str) -> None:
     with pytest.raises(ConfigError, match="the connection is not encrypted; add tls=true"):
-        TLSOptions(**{option: "file"}).context()
+        TLSOptions(**{option: "file"}).context()  # type: ignore[arg-type]
 
 
 def test_a_tls_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
