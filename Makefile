@@ -25,7 +25,7 @@ servers: .venv/developer
 	sh tests/install-servers
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; sh tests/install-servers venv && $(PYTHON) -m venv .venv; }
 
 .venv/installed: .venv/bin/python setup.py
 	$(BIN)/python -m pip install --quiet --editable '.[all]'

@@ -441,7 +441,7 @@ def make_dump(storage_name: str, storage_url: str) -> Callable[[Storage], Awaita
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]
                     return repr(found).encode()
             case "memcached":
-                reader, writer = await asyncio.open_connection(*url.hosts[0])
+                reader, writer = await asyncio.open_connection(*url.hosts[0], limit=1 << 26)
                 writer.write(b"lru_crawler metadump all\r\n")
                 keys = [line.split()[0][4:] for line in (await reader.readuntil(b"END\r\n")).splitlines()[:-1]]
                 writer.write(b"get " + b" ".join(key for key in keys if key.startswith(space.encode())) + b"\r\n")

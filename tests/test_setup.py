@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from aiohttp.pytest_plugin import AiohttpClient
 
 import aiohttp_store
 from aiohttp_store import ConfigError, Cookie, Record, Storage, StorageURL, Write, get_session, get_storage, setup
+from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Serve
 
@@ -320,3 +323,31 @@ async def test_memory_holds_at_most_max_sessions(serve: Serve) -> None:
         async with client.get("/count", headers={"Cookie": f"session={one}"}) as response:
             counts.append(await response.json())
     assert counts == [2, 2, 2, 1]  # the oldest had to go
+
+
+async def test_memory_forgets_what_has_expired_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiohttp_store.storages.memory._SWEEP_EVERY", 0.01)
+    async with aiohttp_store.open_storage("memory://") as storage:
+        assert isinstance(storage, MemoryStorage)
+        await storage.save([Write(f"short{number}", None, b"", 10) for number in range(2500)])
+        await storage.save([Write("long", None, b"", 100)])
+        clock = storage.clock
+        storage.clock = lambda: clock() + 50
+        while len(storage._held) > 1:
+            await asyncio.sleep(0.01)
+        assert list(storage._held) == ["long"]
+
+
+def test_an_installed_package_offers_schemes_by_its_entry_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shouting-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text("[aiohttp_store.storages]\nshout = tests.test_setup:Shouting\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app = web.Application()
+    setup(app, "shout://host")
+    assert type(get_storage(app)).__name__ == "Shouting"
+    with pytest.raises(ConfigError, match=r"unknown storage 'shoot://'; did you mean 'shout://'\?"):
+        setup(web.Application(), "shoot://host")
