@@ -1,0 +1,358 @@
+"""`mongodb://`: documents with a TTL index, written on condition of their version, by the server's clock.
+
+A document is `_id`, the key; `v`, the version; `d`, the data; `e`, the date from which it is absent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import re
+import sys
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from urllib.parse import quote_plus, unquote_plus
+
+import bson
+import pymongo
+from bson.codec_options import CodecOptions
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
+from pymongo.uri_parser import parse_uri, split_options
+from pymongo.uri_parser_shared import URI_OPTIONS
+
+from ..errors import ConfigError, SessionTooLarge
+from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
+from ..url import identifier, nearest, positive
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ..url import StorageURL
+
+__all__ = ["MongoDBStorage"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("aiohttp_store")
+
+_LIMIT = 16 * 1024 * 1024
+_FRAME = len(bson.encode({"_id": b"k" * 43, "v": b"8 random", "d": b"", "e": datetime.now(UTC)}))
+_CONCURRENT = 8
+_INDEX_AGAIN = 1.0
+
+# $cond, because $and promises no order and $toLong fails on foreign types. Compared as numbers, because
+# not every server that speaks MongoDB's protocol compares a stored date with $$NOW rightly.
+_KINDS = {"v": "binData", "d": "binData", "e": "date"}
+_LIVE = {
+    "$cond": [
+        {"$and": [{"$eq": [{"$type": f"${name}"}, kind]} for name, kind in _KINDS.items()]},
+        {"$gt": [{"$toLong": "$e"}, {"$toLong": "$$NOW"}]},
+        False,
+    ]
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Our own parameters of `mongodb://`; all others are MongoDB's."""
+
+    collection: str = "sessions"
+    """The collection of the sessions; its TTL index is made where it is missing."""
+    timeout: float = 2.0
+    """Seconds within which every verb ends; also the time-outs of the driver that the URL does not set."""
+    pool_size: int | None = None
+    """The most connections to one server: MongoDB's `maxPoolSize`, 100 by default."""
+
+    def __post_init__(self) -> None:
+        identifier("collection", self.collection)
+        positive("timeout", self.timeout)
+        if self.pool_size is not None:
+            positive("pool_size", self.pool_size)
+
+
+class _Source(NamedTuple):
+    """How `open` makes a client of our own, and what `repr` says of it."""
+
+    connect: Callable[[], Any]
+    shown: str
+
+
+class MongoDBStorage(Storage):
+    """Sessions in a collection of MongoDB, through motor or PyMongo's asyncio client."""
+
+    def __init__(
+        self, client: Any, *, database: str = "sessions", collection: str = "sessions", timeout: float = 2.0
+    ) -> None:
+        """Use an asyncio client, or a collection of one (which has its names already), and never close it."""
+        options = Options(collection=collection, timeout=timeout)
+        self.timeout = options.timeout
+        self._database, self._name = database, options.collection
+        self._source = client if isinstance(client, _Source) else None
+        self._client: Any = None
+        self._collection: Any = None
+        self._indexing: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Future[Any]] = set()
+        if self._source is None:
+            self._use(client)
+
+    @classmethod
+    def from_url(cls, url: StorageURL) -> Self:
+        """Read `mongodb://user:password@host/database?collection=&timeout=&pool_size=`, and MongoDB's parameters."""
+        own = [field.name for field in dataclasses.fields(Options)]
+        options = dataclasses.replace(url, query=tuple(pair for pair in url.query if pair[0] in own)).options(Options)
+        address, _, query = url.text.partition("://")[2].partition("?")
+        parts = [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in own]
+        scheme = "mongodb+srv" if url.scheme == "mongodb+srv" else "mongodb"
+        text = f"{scheme}://{address}" + (("" if "/" in address else "/") + "?" + "&".join(parts) if parts else "")
+        parsed, given = _validated(url, text, own)
+        settings = _settings(given, options)
+        make = AsyncMongoClient if url.scheme == "mongodb+pymongo" else _motor_client(url)
+        shown = str(dataclasses.replace(url, user=None, password=None, query=()))
+        source = _Source(partial(make, text, **settings), shown)
+        return cls(
+            source, database=parsed["database"] or "sessions", collection=options.collection, timeout=options.timeout
+        )
+
+    def __repr__(self) -> str:
+        if self._source is not None:
+            return f"<MongoDBStorage {self._source.shown}>"
+        return f"<MongoDBStorage {self._collection.full_name} of a {type(self._client).__name__}>"
+
+    async def open(self) -> None:
+        """Make the client, and see to the TTL index beside the requests."""
+        if self._source is not None and self._client is None:
+            try:
+                client = self._source.connect()
+            except (PyMongoError, ValueError, OSError) as error:
+                raise ConfigError(f"{self!r} cannot be made: {error}") from None
+            self._use(client)
+        if self._indexing is None:
+            self._indexing = asyncio.create_task(self._index())
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        if not keys:
+            return []
+        async with self.answering(PyMongoError):
+            found = await self._find(keys)
+        return [found.get(key) for key in keys]
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        for write in writes:
+            size = _FRAME + len(write.data or b"")
+            if size > _LIMIT:
+                raise SessionTooLarge(size, _LIMIT, "a MongoDB document")
+        versions = {write.key: new_version() if write.data is not None else b"" for write in writes}
+        outcomes: dict[str, Outcome] = {}
+        async with self.answering(PyMongoError):
+            pending = list(writes)
+            while pending:
+                done = await self._write_all(pending, versions)
+                lost = [write for write in pending if write.key not in done]
+                found = await self._find([write.key for write in lost]) if lost else {}
+                outcomes.update((key, Saved(versions[key])) for key in done)
+                outcomes.update((write.key, _why(write, versions[write.key], found.get(write.key))) for write in lost)
+                # What it lost against has vanished since: a create is due again.
+                pending = [write for write in lost if write.expected is None and outcomes[write.key] == Gone()]
+        return [outcomes[write.key] for write in writes]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        if not keys:
+            return
+        async with self.answering(PyMongoError):
+            await self._twice(partial(self._collection.delete_many, {"_id": {"$in": [key.encode() for key in keys]}}))
+
+    async def close(self) -> None:
+        """Close the client that `open` made; one that was passed in stays open."""
+        if self._indexing is not None:
+            self._indexing.cancel()
+            await asyncio.wait({self._indexing})
+            self._indexing = None
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=self.timeout)
+        if self._source is not None and self._client is not None:
+            client, self._client = self._client, None
+            if isinstance(client, AsyncMongoClient):
+                await client.close()
+            else:  # motor's close says goodbye to the server, and blocks for it
+                await asyncio.to_thread(client.close)
+
+    def _use(self, client: Any) -> None:
+        motor = sys.modules.get("motor.motor_asyncio")
+        clients: Any = (AsyncMongoClient, *((motor.AsyncIOMotorClient,) if motor else ()))
+        collections: Any = (AsyncCollection, *((motor.AsyncIOMotorCollection,) if motor else ()))
+        collection: Any = client
+        if isinstance(client, clients):
+            collection = client.get_database(self._database).get_collection(self._name)
+        elif not isinstance(client, collections):
+            raise ConfigError(
+                f"a {type(client).__name__} is no MongoDB client for asyncio; give an AsyncMongoClient of pymongo, "
+                "an AsyncIOMotorClient of motor, or a collection of either"
+            )
+        if not collection.write_concern.acknowledged:
+            raise ConfigError("w=0 hides what became of a write; use w='majority'")
+        self._client = client
+        # A secondary may still show a session that was ended.
+        self._collection = collection.with_options(codec_options=CodecOptions(), read_preference=ReadPreference.PRIMARY)
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make one call of the driver, which goes on to its own end where its caller is cancelled.
+
+        A cancelled call of PyMongo leaks the socket that it is connecting, and one of motor goes on in its thread.
+        """
+        with pymongo.timeout(self.timeout) if self._source is None else nullcontext():
+            running = asyncio.ensure_future(call())
+        self._calls.add(running)
+        running.add_done_callback(self._settle)
+        return await asyncio.shield(running)
+
+    def _settle(self, call: asyncio.Future[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # looked at, or asyncio logs it where nobody waited to the end
+
+    async def _twice(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call again once where the answer was lost: each of our calls may be carried out twice."""
+        try:
+            return await self._call(call)
+        except AutoReconnect:
+            return await self._call(call)
+
+    async def _find(self, keys: Sequence[str]) -> dict[str, Record]:
+        wanted = {"_id": {"$in": [key.encode() for key in keys]}, "$expr": _LIVE}
+        documents = await self._twice(lambda: self._collection.find(wanted, {"v": 1, "d": 1}).to_list())
+        return {document["_id"].decode(): Record(document["v"], document["d"]) for document in documents}
+
+    async def _write_all(self, writes: Sequence[Write], versions: dict[str, bytes]) -> set[str]:
+        """Carry out the writes, a few at a time, and tell the keys of those that were."""
+        told: dict[str, bool] = {}
+        queue = iter(writes)
+
+        async def work() -> None:
+            for write in queue:
+                try:
+                    told[write.key] = await self._write(write, versions[write.key])
+                except AutoReconnect:
+                    return
+
+        if len(writes) == 1:
+            await work()
+        else:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(_CONCURRENT, len(writes))):
+                        group.create_task(work())
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        # Again where an answer was lost, with the same versions. One by one: calls that come together on a
+        # pool which is just recovering make PyMongo give up the server again, for half a second each time.
+        for write in writes:
+            if write.key not in told:
+                told[write.key] = await self._write(write, versions[write.key])
+        return {key for key, carried_out in told.items() if carried_out}
+
+    async def _write(self, write: Write, version: bytes) -> bool:
+        """Tell whether the write was carried out; where not, the version that is found tells why."""
+        key = write.key.encode()
+        expected = {"_id": key, "v": write.expected, "$expr": _LIVE}
+        if write.data is None:
+            # Tried again after a lost answer it finds nothing, and is Gone: the record is.
+            removed = await self._call(partial(self._collection.delete_one, expected))
+            return bool(removed.deleted_count)
+        document = {"_id": key, "v": version, "d": write.data, "e": {"$add": ["$$NOW", write.ttl * 1000]}}
+        if write.expected is not None:
+            update = partial(self._collection.update_one, expected, [{"$replaceWith": document}])
+        else:
+            # The condition is in the update, since MongoDB refuses $expr in the filter of an upsert.
+            create = [{"$replaceWith": {"$cond": [_LIVE, "$$ROOT", document]}}]
+            update = partial(self._collection.update_one, {"_id": key}, create, upsert=True)
+        try:
+            result = await self._call(update)
+        except DuplicateKeyError:  # two upserts at once
+            return False
+        return bool(result.modified_count or result.upserted_id is not None)
+
+    async def _index(self) -> None:
+        while True:
+            try:
+                await self._call(lambda: self._collection.create_index("e", expireAfterSeconds=0))
+            except AutoReconnect:
+                await asyncio.sleep(_INDEX_AGAIN)
+            except PyMongoError as error:
+                _log.warning("%r has no TTL index, so expired sessions stay on its disk: %s", self, error)
+                return
+            else:
+                return
+
+
+def _why(write: Write, version: bytes, found: Record | None) -> Outcome:
+    if found is None:
+        return Saved(b"") if write.expected is None and write.data is None else Gone()
+    return Saved(version) if found.version == version else Conflict(found)
+
+
+def _validated(url: StorageURL, text: str, own: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give PyMongo's reading of the URL, and its options, their names in lower case."""
+    bare, _, query = text.partition("?")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # an option given twice, a compressor that is not installed
+            given = dict(split_options(query, normalize=False)) if query else {}
+            # PyMongo looks SRV records up while it parses: a look-up has its time in `open`.
+            is_srv = url.scheme == "mongodb+srv"
+            parsed = parse_uri(f"mongodb{bare.removeprefix('mongodb+srv')}" if is_srv else text)
+        if is_srv and (len(url.hosts) != 1 or url.hosts[0].port is not None):
+            raise ConfigError("it takes one host, without a port")
+        if parsed["collection"]:
+            raise ConfigError("the path names the database only; name the collection with collection=")
+        if given.get("w") == 0:
+            raise ConfigError("w=0 hides what became of a write; leave it out for w=majority")
+        if str(given.get("readpreference", "primary")).lower() != "primary":
+            raise ConfigError("readPreference must be primary: a secondary may still show a session that was ended")
+        if "maxpoolsize" in given and "pool_size" in dict(url.query):
+            raise ConfigError("pool_size= is another name of maxPoolSize=; give one")
+    except (PyMongoError, OSError, ValueError, TypeError, UserWarning) as error:
+        complaint = str(error)
+    else:
+        return parsed, given
+    unknown = re.match(r"Unknown option: ([^.]*)\.", complaint)
+    if unknown:
+        name = next((name for name, _ in url.query if name.lower() == unknown[1].lower()), unknown[1])
+        complaint = f"it has no parameter {name!r}{nearest(name, [*URI_OPTIONS, 'timeoutMS', *own])}"
+    for secret in filter(None, (url.password, quote_plus(url.password or ""))):
+        complaint = complaint.replace(secret, "***")
+    raise ConfigError(f"{url.scheme}:// cannot be used so: {complaint}")
+
+
+def _settings(given: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Give what the URL leaves open: PyMongo by default waits 30 s for a server, and for a connection for ever.
+
+    Not timeoutMS: under it PyMongo repeats a call on a pool that is just recovering until the time is over.
+    """
+    milliseconds = max(1, round(options.timeout * 1000))
+    bounds = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS", "waitQueueTimeoutMS")
+    settings: dict[str, Any] = dict.fromkeys(bounds, milliseconds)
+    # Those that wait to connect when another call loses its connection give up the server anew (2 by default).
+    settings["maxConnecting"] = 2 * _CONCURRENT
+    if not {"w", "journal", "fsync"} & given.keys():
+        settings.update(w="majority", journal=True)  # without the journal, a server that dies forgets its last 0.1 s
+    if options.pool_size is not None:
+        settings["maxPoolSize"] = options.pool_size
+    return {name: value for name, value in settings.items() if name.lower() not in given}
+
+
+def _motor_client(url: StorageURL) -> Any:
+    try:
+        from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415  (PyMongo alone suffices for mongodb+pymongo)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{url.scheme}:// needs the package 'motor'; install it with: pip install 'aiohttp_store[mongodb]', "
+            "or write mongodb+pymongo://"
+        ) from error
+    return AsyncIOMotorClient

@@ -1,0 +1,855 @@
+"""What MongoDB's drivers and its server do on their own, and what a visitor must not feel of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import pymongo
+import pytest
+from bson import SON, DBRef, ObjectId
+from bson.raw_bson import RawBSONDocument
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import AsyncMongoClient, MongoClient, WriteConcern
+from pymongo.monitoring import CommandListener
+
+from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, StorageUnavailable, Write, open_storage
+from aiohttp_store.storages import storage_from_url
+from aiohttp_store.storages.mongodb import MongoDBStorage
+
+from .conftest import Servers
+from .servers import MongoDB
+
+HOUR = datetime.timedelta(hours=1)
+KINDS = {"mongodb": AsyncIOMotorClient, "mongodb+pymongo": AsyncMongoClient}
+
+
+def new_key() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+@pytest.fixture(params=KINDS)
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def space() -> str:
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def shared(servers: Servers) -> str:
+    return servers.url("mongodb")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[MongoDB]:
+    """A server that may be killed and paused."""
+    server = MongoDB(tmp_path / "mongodb")
+    server.start()
+    yield server
+    server.kill()
+
+
+def with_scheme(scheme: str, url: str, query: str = "") -> str:
+    return f"{scheme}://{url.partition('://')[2]}{'?' if query else ''}{query}"
+
+
+@pytest.fixture
+async def storage(scheme: str, shared: str, space: str) -> AsyncIterator[MongoDBStorage]:
+    async with open_storage(with_scheme(scheme, shared, f"collection={space}")) as opened:
+        assert isinstance(opened, MongoDBStorage)
+        yield opened
+
+
+def any_client(url: str) -> AsyncMongoClient[dict[str, Any]]:
+    return AsyncMongoClient(url)
+
+
+@pytest.fixture
+async def raw(shared: str, space: str) -> AsyncIterator[Any]:
+    """The collection behind `storage`, for what others may have put there."""
+    async with any_client(shared) as client:
+        yield client.get_database("sessions").get_collection(space)
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], within: float = 5.0) -> None:
+    async with asyncio.timeout(within):
+        while not await check():
+            await asyncio.sleep(0.02)
+
+
+async def has_ttl_index(collection: Any) -> bool:
+    with contextlib.suppress(pymongo.errors.PyMongoError):
+        indexes = await collection.index_information()
+        return any(index.get("expireAfterSeconds") == 0 for index in indexes.values())
+    return False
+
+
+@contextlib.asynccontextmanager
+async def ticking() -> AsyncIterator[None]:
+    """Fail where the event loop stood still for a fifth of a second."""
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.01)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    task = asyncio.create_task(tick())
+    await asyncio.sleep(0)  # so that it has read its first time
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    assert longest < 0.2
+
+
+class Proxy:
+    """Forwards to a server, and may lose the answer to a command, or hold everything back."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.lose = b""
+        self.lost = 0
+        self.seen: list[bytes] = []
+        self.open_connections = 0
+
+    async def __aenter__(self) -> Self:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        async with asyncio.timeout(5):
+            await self.server.wait_closed()
+            while self.open_connections:
+                await asyncio.sleep(0.01)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open_connections += 1
+        losing = False
+        try:
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+
+            async def answers() -> None:
+                while data := await server_reader.read(65536):
+                    if losing:
+                        break
+                    writer.write(data)
+                    await writer.drain()
+                writer.close()
+
+            task = asyncio.create_task(answers())
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(65536):
+                    for command in (b"update", b"delete", b"find"):
+                        if b"\x02" + command + b"\0" in data:
+                            self.seen.append(command)
+                    if self.lose and self.lost == 0 and b"\x02" + self.lose + b"\0" in data:
+                        losing = True
+                        self.lost += 1
+                    server_writer.write(data)
+                    await server_writer.drain()
+            server_writer.close()
+            await asyncio.wait({task})
+            with contextlib.suppress(ConnectionError):
+                task.result()
+                await server_writer.wait_closed()
+        finally:
+            writer.close()
+            self.open_connections -= 1
+
+
+@pytest.fixture
+async def proxy(shared: str) -> AsyncIterator[Proxy]:
+    port = urlsplit(shared).port
+    assert port
+    async with Proxy(port) as running:
+        yield running
+
+
+@pytest.fixture
+async def proxied(proxy: Proxy, scheme: str, space: str) -> AsyncIterator[MongoDBStorage]:
+    async with open_storage(f"{scheme}://127.0.0.1:{proxy.port}/sessions?collection={space}") as opened:
+        assert isinstance(opened, MongoDBStorage)
+        await opened.load([new_key()])
+        proxy.seen.clear()
+        yield opened
+
+
+async def create(storage: MongoDBStorage, key: str, data: bytes = b"data", ttl: int = 60) -> bytes:
+    (outcome,) = await storage.save([Write(key, None, data, ttl)])
+    assert isinstance(outcome, Saved)
+    return outcome.version
+
+
+# The URL
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("colection=x", "did you mean 'collection'"),
+        ("pool_sise=3", "did you mean 'pool_size'"),
+        ("maxPoolsiz=3", "did you mean 'maxPoolSize'"),
+        ("tlsCaFil=x", "did you mean 'tlsCAFile'"),
+        ("zzz=1", "'zzz'"),
+        ("maxPoolSize=many", "integer"),
+        ("tls=perhaps", "'true' or 'false'"),
+        ("tlsCAFile=/nowhere/ca.pem", "/nowhere/ca.pem"),
+        ("w=1&w=2", "Duplicate"),
+        ("appname", "key=value"),
+        ("w=0", "w=0"),
+        ("readPreference=secondary", "primary"),
+        ("pool_size=3&maxPoolSize=4", "give one"),
+        ("pool_size=0", "pool_size"),
+        ("pool_size=x", "pool_size"),
+        ("timeout=0", "timeout"),
+        ("timeout=nan", "timeout"),
+        ("collection=a-b", "a-b"),
+        ("collection=$cmd", "cmd"),
+        ("collection=a&collection=b", "twice"),
+    ],
+)
+def test_a_wrong_parameter_is_named_at_once(scheme: str, query: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        storage_from_url(f"{scheme}://visitor:gehe%40im@localhost/sessions?{query}")
+    assert said in str(caught.value)
+    assert "geh" not in str(caught.value)
+
+
+def test_a_collection_in_the_path_is_refused(scheme: str) -> None:
+    with pytest.raises(ConfigError, match="collection="):
+        storage_from_url(f"{scheme}://localhost/database.things")
+
+
+@pytest.mark.parametrize("url", ["mongodb+srv://a,b/db", "mongodb+srv://a:27017/db", "mongodb+srv://host/?zzz=1"])
+def test_a_wrong_srv_url_is_refused_without_a_look_up(url: str) -> None:
+    with pytest.raises(ConfigError):
+        storage_from_url(url)
+
+
+def test_an_srv_url_is_looked_up_by_the_first_verb_only() -> None:
+    storage = storage_from_url("mongodb+srv://visitor:geheim@nowhere.example.invalid/db?srvServiceName=x&pool_size=3")
+    assert "nowhere.example.invalid" in repr(storage)
+    assert "geheim" not in repr(storage)
+
+
+async def test_an_srv_host_that_does_not_exist_is_an_outage_in_time() -> None:
+    async with ticking(), open_storage("mongodb+srv://nowhere.example.invalid/?timeout=0.5") as storage:
+        began = time.monotonic()
+        with pytest.raises(StorageUnavailable):
+            await storage.load([new_key()])
+        assert time.monotonic() - began < 1.0
+
+
+def test_a_missing_motor_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "motor.motor_asyncio", None)
+    with pytest.raises(ConfigError, match=r"aiohttp_store\[mongodb\]"):
+        storage_from_url("mongodb://localhost")
+
+
+def test_pymongo_alone_suffices_for_its_own_scheme() -> None:
+    code = (
+        "import sys; sys.modules['motor'] = None\n"
+        "from aiohttp_store.storages import storage_from_url\n"
+        "print(storage_from_url('mongodb+pymongo://localhost'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "MongoDBStorage" in done.stdout
+
+
+async def settings_of(url: str) -> Any:
+    storage = storage_from_url(url)
+    assert isinstance(storage, MongoDBStorage)
+    await storage.open()
+    client = storage._client
+    await storage.close()
+    return (client if isinstance(client, AsyncMongoClient) else client.delegate).options
+
+
+async def test_the_drivers_time_outs_follow_ours(scheme: str) -> None:
+    options = await settings_of(f"{scheme}://127.0.0.1:1/?timeout=0.5&pool_size=7")
+    assert options.server_selection_timeout == 0.5
+    assert options.timeout is None
+    assert options.pool_options.connect_timeout == options.pool_options.socket_timeout == 0.5
+    assert options.pool_options.wait_queue_timeout == 0.5
+    assert options.pool_options.max_pool_size == 7
+    assert options.pool_options.max_connecting == 16
+    assert options.write_concern.document == {"w": "majority", "j": True}
+
+
+async def test_a_time_out_in_the_url_stays(scheme: str) -> None:
+    options = await settings_of(
+        f"{scheme}://127.0.0.1:1/?timeout=0.5&connecttimeoutms=700&socketTimeoutMS=800&waitQueueTimeoutMS=900"
+        "&serverSelectionTimeoutMS=1000&w=1&maxPoolSize=4"
+    )
+    assert options.timeout is None
+    assert (options.pool_options.connect_timeout, options.pool_options.socket_timeout) == (0.7, 0.8)
+    assert (options.pool_options.wait_queue_timeout, options.server_selection_timeout) == (0.9, 1.0)
+    assert options.pool_options.max_pool_size == 4
+    assert options.write_concern.document == {"w": 1}
+
+
+async def test_mongodbs_own_parameters_are_handed_on(scheme: str) -> None:
+    options = await settings_of(
+        f"{scheme}://127.0.0.1:1?appName=a%26b%20c&timeout=0.5&heartbeatFrequencyMS=5000&collection=x"
+    )
+    assert options.pool_options.appname == "a&b c"
+    assert options.pool_options.metadata["application"] == {"name": "a&b c"}
+
+
+async def test_the_database_of_the_path_and_the_collection_of_the_query_are_used(
+    scheme: str, shared: str, space: str
+) -> None:
+    base = shared.rpartition("/")[0]
+    async with open_storage(with_scheme(scheme, f"{base}/d{space}", f"collection=c{space}")) as storage:
+        await storage.save([Write("k" * 43, None, b"x", 60)])
+    async with open_storage(with_scheme(scheme, base, f"collection=c{space}")) as storage:
+        await storage.save([Write("s" * 43, None, b"x", 60)])
+    async with any_client(shared) as client:
+        assert await client[f"d{space}"][f"c{space}"].count_documents({}) == 1
+        assert await client["sessions"][f"c{space}"].count_documents({}) == 1
+        await client.drop_database(f"d{space}")
+
+
+# The layout
+
+
+FOREIGN: list[dict[str, Any]] = [
+    {},
+    {"x": 1},
+    {"v": "text", "d": b"x", "e": now() + HOUR},
+    {"v": b"version8", "d": "text", "e": now() + HOUR},
+    {"v": b"version8", "d": b"x"},
+    {"v": b"version8", "d": b"x", "e": "2999-01-01"},
+    {"v": b"version8", "d": b"x", "e": "99999999999999"},
+    {"v": b"version8", "d": b"x", "e": {"a": 1}},
+    {"v": b"version8", "d": b"x", "e": 99_999_999_999_999},
+    {"v": b"version8", "d": b"x", "e": None},
+    {"v": [b"version8"], "d": [b"x"], "e": [now() + HOUR]},
+    {"v": DBRef("a", 1), "d": ObjectId(), "e": SON(a=1)},
+    {"d": b"x", "e": now() + HOUR},
+]
+
+
+async def test_a_foreign_document_is_absent_and_spoils_no_batch(storage: MongoDBStorage, raw: Any) -> None:
+    keys = [new_key() for _ in FOREIGN]
+    await raw.insert_many([{"_id": key.encode(), **document} for key, document in zip(keys, FOREIGN, strict=True)])
+    good = new_key()
+    version = await create(storage, good)
+    assert [record and record.data for record in await storage.load([*keys, good])] == [None] * len(keys) + [b"data"]
+    late = [Write(key, b"version8", b"late", 60) for key in keys]
+    assert await storage.save(late) == [Gone()] * len(keys)
+    outcomes = await storage.save([*(Write(key, None, b"new", 60) for key in keys), Write(good, version, b"more", 60)])
+    assert all(isinstance(outcome, Saved) for outcome in outcomes)
+    assert [record and record.data for record in await storage.load(keys)] == [b"new"] * len(keys)
+    assert all(set(document) == {"_id", "v", "d", "e"} for document in await raw.find().to_list())
+
+
+async def test_an_expired_document_that_the_sweep_has_not_seen_is_absent(storage: MongoDBStorage, raw: Any) -> None:
+    keys = [new_key() for _ in range(3)]
+    await raw.insert_many([{"_id": key.encode(), "v": b"version8", "d": b"x", "e": now() - HOUR} for key in keys])
+    assert await storage.load(keys) == [None] * 3
+    outcomes = await storage.save(
+        [Write(keys[0], b"version8", b"y", 60), Write(keys[1], b"version8", None, 60), Write(keys[2], None, b"z", 60)]
+    )
+    assert outcomes[:2] == [Gone(), Gone()]
+    assert isinstance(outcomes[2], Saved)
+
+
+async def test_the_expiry_is_a_date_of_the_server_under_a_ttl_index(storage: MongoDBStorage, raw: Any) -> None:
+    key = new_key()
+    await create(storage, key, ttl=600)
+    document = await raw.find_one({"_id": key.encode()})
+    left = document["e"].replace(tzinfo=datetime.UTC) - now()
+    assert 590 < left.total_seconds() < 610
+    await eventually(lambda: has_ttl_index(raw))
+
+
+async def test_keys_differ_by_case_under_a_collation_that_ignores_it(
+    storage: MongoDBStorage, raw: Any, space: str
+) -> None:
+    assert storage._indexing is not None
+    await storage._indexing
+    await raw.drop()
+    await raw.database.create_collection(space, collation={"locale": "en", "strength": 1})
+    await create(storage, "A" * 43, b"upper")
+    assert await storage.load(["a" * 43]) == [None]
+    await create(storage, "a" * 43, b"lower")
+    assert [record and record.data for record in await storage.load(["A" * 43, "a" * 43])] == [b"upper", b"lower"]
+
+
+async def test_the_largest_document_is_stored_and_one_byte_more_is_not(storage: MongoDBStorage) -> None:
+    key, over = new_key(), new_key()
+    with pytest.raises(SessionTooLarge) as caught:
+        await storage.save([Write(over, None, b"x" * (16 << 20), 60)])
+    most = (16 << 20) - (caught.value.size - caught.value.limit)
+    version = await create(storage, key, b"x" * most)
+    assert isinstance((await storage.save([Write(key, version, b"y" * most, 60)]))[0], Saved)
+    with pytest.raises(SessionTooLarge):
+        await storage.save([Write(new_key(), None, b"small", 60), Write(over, None, b"x" * (most + 1), 60)])
+
+
+# What goes over the wire
+
+
+class Commands(CommandListener):
+    def __init__(self) -> None:
+        self.all: list[Any] = []
+
+    def started(self, event: Any) -> None:
+        if event.command_name in {"find", "update", "delete", "getMore", "insert"}:
+            # Copied, since the driver changes it afterwards.
+            self.all.append(SON(event.command))
+
+    def succeeded(self, event: Any) -> None: ...
+
+    def failed(self, event: Any) -> None: ...
+
+
+@contextlib.asynccontextmanager
+async def client_of(scheme: str, url: str, **settings: Any) -> AsyncIterator[Any]:
+    client: Any = KINDS[scheme](url, **settings)
+    try:
+        yield client
+    finally:
+        closing = client.close()
+        if closing is not None:
+            await closing
+
+
+@pytest.fixture
+async def watched(scheme: str, shared: str, space: str) -> AsyncIterator[tuple[MongoDBStorage, list[Any]]]:
+    commands = Commands()
+    async with client_of(scheme, shared, event_listeners=[commands]) as client:
+        storage = MongoDBStorage(client, collection=space)
+        await storage.open()
+        yield storage, commands.all
+        await storage.close()
+
+
+async def test_a_batch_of_loads_or_deletes_is_one_command(watched: tuple[MongoDBStorage, list[Any]]) -> None:
+    storage, commands = watched
+    keys = [new_key() for _ in range(64)]
+    await storage.save([Write(key, None, b"x" * 2000, 60) for key in keys])
+    commands.clear()
+    await storage.load(keys)
+    await storage.delete(keys)
+    assert [next(iter(command)) for command in commands] == ["find", "delete"]
+
+
+async def test_the_losers_of_a_batch_learn_why_from_one_find(watched: tuple[MongoDBStorage, list[Any]]) -> None:
+    storage, commands = watched
+    stale, gone, fine = keys = [new_key() for _ in range(3)]
+    for key in (stale, fine):
+        await storage.save([Write(key, None, b"theirs", 60)])
+    records = await storage.load([fine])
+    assert records[0] is not None
+    commands.clear()
+    outcomes = await storage.save(
+        [
+            Write(stale, b"12345678", b"x", 60),
+            Write(gone, b"12345678", b"x", 60),
+            Write(fine, records[0].version, b"x", 60),
+        ]
+    )
+    assert [type(outcome) for outcome in outcomes] == [Conflict, Gone, Saved]
+    assert sorted(next(iter(command)) for command in commands) == ["find", "update", "update", "update"]
+    assert keys[2] == fine
+
+
+async def test_an_upsert_has_no_expression_in_its_filter_since_mongodb_refuses_it(
+    watched: tuple[MongoDBStorage, list[Any]],
+) -> None:
+    storage, commands = watched
+    version = await create(storage, key := new_key())
+    await storage.save([Write(key, version, b"x", 60)])
+    upserts = [update for command in commands for update in command["updates"] if update.get("upsert")]
+    assert [list(update["q"]) for update in upserts] == [["_id"]]
+
+
+async def test_time_is_told_by_the_server_alone(watched: tuple[MongoDBStorage, list[Any]]) -> None:
+    storage, commands = watched
+    version = await create(storage, key := new_key())
+    await storage.save([Write(key, version, b"x", 60)])
+    await storage.save([Write(key, version, None, 60)])
+    await storage.load([key])
+    assert len(commands) >= 4
+    for command in commands:
+        text = repr({name: value for name, value in command.items() if name in {"updates", "deletes", "filter"}})
+        assert "$$NOW" in text
+        assert "datetime" not in text
+
+
+# A client of the user's
+
+
+async def test_a_client_of_the_users_is_used_and_not_closed(scheme: str, shared: str, space: str) -> None:
+    async with client_of(scheme, shared) as client:
+        storage = MongoDBStorage(client, database="sessions", collection=space)
+        await storage.open()
+        await create(storage, key := new_key())
+        await storage.close()
+        await storage.close()
+        assert await client["sessions"][space].count_documents({}) == 1
+        assert space in repr(storage)
+        await storage.open()
+        assert (await storage.load([key]))[0] is not None
+        await storage.close()
+
+
+async def test_a_collection_of_the_users_is_used_with_our_own_codec(scheme: str, shared: str, space: str) -> None:
+    async with client_of(scheme, shared, document_class=RawBSONDocument, tz_aware=True) as client:
+        collection = client["sessions"].get_collection(space, read_preference=pymongo.ReadPreference.SECONDARY)
+        storage = MongoDBStorage(collection)
+        await storage.open()
+        await create(storage, key := new_key())
+        assert (await storage.load([key]))[0] is not None
+        await storage.close()
+
+
+async def test_what_is_no_asyncio_client_is_refused(shared: str) -> None:
+    blocking: MongoClient[dict[str, Any]]
+    with MongoClient(shared) as blocking:
+        wrong: Any
+        for wrong in (blocking, blocking["a"]["b"], None, "mongodb://localhost"):
+            with pytest.raises(ConfigError, match="AsyncMongoClient"):
+                MongoDBStorage(wrong)
+
+
+async def test_a_client_that_hides_outcomes_is_refused(scheme: str, shared: str) -> None:
+    async with client_of(scheme, shared) as client:
+        with pytest.raises(ConfigError, match="w=0"):
+            MongoDBStorage(client["a"].get_collection("b", write_concern=WriteConcern(w=0)))
+
+
+async def test_a_client_without_time_outs_leaves_no_call_behind(scheme: str, own: MongoDB) -> None:
+    """PyMongo's own client waits for ever for the answer of a server that hangs."""
+    async with client_of(scheme, own.url) as client:
+        storage = MongoDBStorage(client, timeout=0.3)
+        await storage.open()
+        await storage.load([new_key()])
+        own.pause()
+        with pytest.raises(StorageUnavailable):
+            await storage.load([new_key()])
+        await asyncio.sleep(0.3)
+        left = len(storage._calls)
+        own.resume()
+        assert left == 0
+        await storage.close()
+
+
+# Lost answers
+
+
+async def test_a_create_whose_answer_was_lost_is_saved(proxied: MongoDBStorage, proxy: Proxy) -> None:
+    proxy.lose = b"update"
+    (outcome,) = await proxied.save([Write(key := new_key(), None, b"once", 60)])
+    assert proxy.lost == 1
+    assert isinstance(outcome, Saved)
+    assert proxy.seen.count(b"update") == 2
+    assert (await proxied.load([key]))[0] == (outcome.version, b"once")
+
+
+async def test_an_update_whose_answer_was_lost_is_saved(proxied: MongoDBStorage, proxy: Proxy) -> None:
+    version = await create(proxied, key := new_key())
+    proxy.seen.clear()
+    proxy.lose = b"update"
+    (outcome,) = await proxied.save([Write(key, version, b"once", 60)])
+    assert proxy.lost == 1
+    assert isinstance(outcome, Saved)
+    assert proxy.seen.count(b"update") == 2
+    assert (await proxied.load([key]))[0] == (outcome.version, b"once")
+
+
+async def test_a_removal_whose_answer_was_lost_is_gone(proxied: MongoDBStorage, proxy: Proxy) -> None:
+    version = await create(proxied, key := new_key())
+    proxy.lose = b"delete"
+    assert await proxied.save([Write(key, version, None, 60)]) == [Gone()]
+    assert proxy.lost == 1
+    assert await proxied.load([key]) == [None]
+
+
+async def test_a_batch_that_lost_one_answer_is_saved(proxied: MongoDBStorage, proxy: Proxy) -> None:
+    keys = [new_key() for _ in range(30)]
+    proxy.lose = b"update"
+    outcomes = await proxied.save([Write(key, None, key.encode(), 60) for key in keys])
+    assert proxy.lost == 1
+    assert all(isinstance(outcome, Saved) for outcome in outcomes)
+    assert [record and record.data for record in await proxied.load(keys)] == [key.encode() for key in keys]
+
+
+@pytest.mark.parametrize("command", [b"find", b"delete"])
+async def test_a_load_or_delete_whose_answer_was_lost_is_done_again(
+    proxied: MongoDBStorage, proxy: Proxy, command: bytes
+) -> None:
+    await create(proxied, key := new_key())
+    proxy.lose = command
+    if command == b"find":
+        assert (await proxied.load([key]))[0] is not None
+    else:
+        await proxied.delete([key])
+        assert await proxied.load([key]) == [None]
+    assert proxy.lost == 1
+
+
+# Outages
+
+
+async def unavailable(storage: MongoDBStorage, within: float) -> None:
+    verbs: list[Callable[[], Awaitable[object]]] = [
+        lambda: storage.load([new_key()]),
+        lambda: storage.save([Write(new_key(), None, b"x", 60)]),
+        lambda: storage.save([Write(new_key(), None, b"x", 60) for _ in range(20)]),
+        lambda: storage.save([Write(new_key(), b"12345678", None, 60)]),
+        lambda: storage.delete([new_key()]),
+    ]
+
+    async def fails(verb: Callable[[], Awaitable[object]]) -> None:
+        began = time.monotonic()
+        with pytest.raises(StorageUnavailable):
+            await verb()
+        assert time.monotonic() - began < within
+
+    async with ticking():
+        await asyncio.gather(*(fails(verb) for verb in verbs * 10))
+
+
+async def serves(storage: MongoDBStorage) -> bool:
+    with contextlib.suppress(StorageUnavailable):
+        await storage.load([new_key()])
+        return True
+    return False
+
+
+async def test_a_server_that_hangs_is_an_outage_in_time_and_serves_when_it_is_back(scheme: str, own: MongoDB) -> None:
+    async with open_storage(with_scheme(scheme, own.url, "timeout=0.7&pool_size=5")) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        version = await create(storage, key := new_key())
+        own.pause()
+        await unavailable(storage, 1.2)
+        own.resume()
+        await eventually(lambda: serves(storage), 2.0)
+        assert isinstance((await storage.save([Write(key, version, b"more", 60)]))[0], Saved)
+
+
+async def test_a_server_that_was_killed_is_an_outage_and_serves_when_it_is_back(scheme: str, own: MongoDB) -> None:
+    async with open_storage(with_scheme(scheme, own.url, "timeout=0.7")) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        await create(storage, key := new_key())
+        own.kill()
+        await unavailable(storage, 1.2)
+        own.start()
+        began = time.monotonic()
+        await eventually(lambda: serves(storage), 3.0)
+        assert time.monotonic() - began < 2.0
+        assert (await storage.load([key]))[0] is not None
+
+
+async def test_a_restart_between_two_calls_is_not_felt(scheme: str, own: MongoDB) -> None:
+    async with open_storage(with_scheme(scheme, own.url)) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        version = await create(storage, key := new_key())
+        own.kill()
+        own.start()
+        assert isinstance((await storage.save([Write(key, version, b"more", 60)]))[0], Saved)
+
+
+async def test_a_server_that_is_down_at_open_is_no_error_and_gets_its_index_later(scheme: str, own: MongoDB) -> None:
+    own.kill()
+    async with open_storage(with_scheme(scheme, own.url, "timeout=0.5")) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        with pytest.raises(StorageUnavailable):
+            await storage.load([new_key()])
+        own.start()
+        await eventually(lambda: serves(storage))
+        async with any_client(own.url) as client:
+            await eventually(lambda: has_ttl_index(client["sessions"]["sessions"]))
+
+
+async def test_closing_while_the_server_hangs_ends_and_lets_the_loop_run(scheme: str, own: MongoDB) -> None:
+    storage = storage_from_url(with_scheme(scheme, own.url, "timeout=0.5"))
+    await storage.open()
+    await storage.load([new_key()])
+    own.pause()
+    async with ticking(), asyncio.timeout(3):
+        await storage.close()
+
+
+async def test_an_index_that_cannot_be_made_is_told_and_nothing_else(
+    scheme: str, shared: str, space: str, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await raw.create_index("e", expireAfterSeconds=77)
+    async with open_storage(with_scheme(scheme, shared, f"collection={space}")) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        await create(storage, new_key())
+
+        async def told() -> bool:
+            return "TTL index" in caplog.text
+
+        await eventually(told)
+
+
+# Cancellation
+
+
+async def test_cancelled_calls_neither_leak_connections_nor_run_the_pool_dry(
+    scheme: str, shared: str, space: str
+) -> None:
+    async with open_storage(with_scheme(scheme, shared, f"collection={space}&pool_size=2&timeout=5")) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        for turn in range(40):
+            tasks = [asyncio.create_task(storage.save([Write(new_key(), None, b"x", 60)])) for _ in range(4)]
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(create(storage, new_key()) for _ in range(10)))
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+async def test_a_cancelled_call_goes_on_to_its_end_and_is_waited_for_at_close(
+    scheme: str, shared: str, space: str
+) -> None:
+    storage = storage_from_url(with_scheme(scheme, shared, f"collection={space}"))
+    assert isinstance(storage, MongoDBStorage)
+    await storage.open()
+    assert storage._indexing is not None
+    await storage._indexing
+    task = asyncio.create_task(storage.save([Write(key := new_key(), None, b"x", 60)]))
+    while not storage._calls:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await storage.close()
+    assert not storage._calls
+    await storage.open()
+    assert (await storage.load([key]))[0] is not None
+    await storage.close()
+
+
+# TLS and passwords
+
+
+class TLSMongoDB(MongoDB):
+    def command(self) -> list[str]:
+        files = ("--tls-cert-file", str(self.folder / "cert.pem"), "--tls-key-file", str(self.folder / "key.pem"))
+        if not super().command()[0].endswith("secantusd-py"):
+            (self.folder / "both.pem").write_bytes(
+                (self.folder / "cert.pem").read_bytes() + (self.folder / "key.pem").read_bytes()
+            )
+            files = ("--tlsMode", "requireTLS", "--tlsCertificateKeyFile", str(self.folder / "both.pem"))
+        return [*super().command(), *files]
+
+    def prepare(self) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now() - HOUR)
+            .not_valid_after(now() + 24 * HOUR)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            )
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        (self.folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (self.folder / "key.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[TLSMongoDB]:
+    server = TLSMongoDB(tmp_path / "tls")
+    server.start()
+    yield server
+    server.kill()
+
+
+async def test_a_connection_is_encrypted_and_the_server_known(scheme: str, encrypted: TLSMongoDB) -> None:
+    ca = encrypted.folder / "cert.pem"
+    async with open_storage(with_scheme(scheme, encrypted.url, f"tls=true&tlsCAFile={ca}")) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        await create(storage, key := new_key())
+        assert (await storage.load([key]))[0] is not None
+
+
+# PyMongo's monitor, cancelled by close while it connects, leaves its socket to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("query", ["tls=true&timeout=0.7", "timeout=0.7"])
+async def test_an_unknown_server_or_a_plain_connection_is_an_outage(
+    scheme: str, encrypted: TLSMongoDB, query: str
+) -> None:
+    async with open_storage(with_scheme(scheme, encrypted.url, query)) as storage:
+        with pytest.raises(StorageUnavailable):
+            await storage.load([new_key()])
+
+
+class AuthMongoDB(MongoDB):
+    auth = False
+
+    def command(self) -> list[str]:
+        return [*super().command(), *(("--auth",) if self.auth else ())]
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[AuthMongoDB]:
+    server = AuthMongoDB(tmp_path / "auth")
+    server.start()
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(server.url) as client:
+        client["sessions"].command("createUser", "visitor", pwd="s@crêt", roles=["readWrite"])
+    server.stop()
+    server.auth = True
+    server.start()
+    yield server
+    server.kill()
+
+
+async def test_the_password_opens_and_another_is_an_outage_that_does_not_show_it(
+    scheme: str, guarded: AuthMongoDB
+) -> None:
+    async with open_storage(
+        with_scheme(scheme, f"x://visitor:s%40cr%C3%AAt@127.0.0.1:{guarded.port}/sessions")
+    ) as storage:
+        assert isinstance(storage, MongoDBStorage)
+        await create(storage, new_key())
+        assert "cr" not in repr(storage).partition("127")[0]
+    async with open_storage(with_scheme(scheme, f"x://visitor:geheim@127.0.0.1:{guarded.port}/sessions")) as storage:
+        with pytest.raises(StorageUnavailable, match=r"(?i)authentication failed") as caught:
+            await storage.load([new_key()])
+        assert "geheim" not in f"{caught.value} {caught.value.__cause__} {storage!r}"
