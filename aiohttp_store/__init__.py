@@ -2,6 +2,7 @@
 
 from .cookie import Cookie
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, SessionTooLarge, StorageUnavailable
+from .manager import Options
 from .middleware import get_session, get_storage, new_session, session_middleware, setup
 from .session import Session
 from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write
@@ -14,6 +15,7 @@ __all__ = [
     "Cookie",
     "Gone",
     "Host",
+    "Options",
     "Outcome",
     "Record",
     "Saved",

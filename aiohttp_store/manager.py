@@ -11,7 +11,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 from weakref import WeakValueDictionary
 
 from aiohttp import hdrs, web
@@ -25,7 +25,7 @@ from .merge import merge
 from .session import Duration, Session, Stored, seconds
 from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write
 
-__all__ = ["Manager", "OnConflict", "key_of_id"]
+__all__ = ["Manager", "OnConflict", "Options", "key_of_id"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,23 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 PROLONG_AFTER = 1 / 20
 """The share of the idle timeout after which a session that is only read is written again."""
 _LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `setup` and of `session_middleware`."""
+
+    secret: Secret | None
+    """Signs the cookie; of a list the first signs and all verify. At least 32 bytes each."""
+    cookie: Cookie | None
+    """How the browser keeps the id."""
+    idle_timeout: Duration
+    """Seconds or `timedelta` (a day): a session unused for this long ends, up to a twentieth early."""
+    lifetime: Duration | None
+    """Seconds or `timedelta`: a session this old ends, however busy it is."""
+    on_conflict: OnConflict
+    """When another request has changed the session: `"merge"` key by key, `"overwrite"`, or `"raise"` (409)."""
+    codec: Codec | None
+    """Anything with `dumps` and `loads`; JSON by default."""
 
 
 class Manager:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Unpack
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from .codec import Codec
-from .cookie import Cookie, Secret
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
 from .log import logger
-from .manager import Manager, OnConflict
-from .session import Duration, Keeper, Session
+from .manager import Manager, Options
+from .session import Keeper, Session
 from .storage import Storage
 from .storages import storage_from_url
 from .storages.memory import MemoryStorage
@@ -97,13 +95,7 @@ def get_storage(app: web.Application) -> Storage:
 
 def session_middleware(
     storage: Storage | str = "memory://",
-    *,
-    secret: Secret | None = None,
-    cookie: Cookie | None = None,
-    idle_timeout: Duration = 86_400,
-    lifetime: Duration | None = None,
-    on_conflict: OnConflict = "merge",
-    codec: Codec | None = None,
+    **options: Unpack[Options],
 ) -> Middleware:
     """Make the middleware alone; see `setup` for the keywords, and prefer `setup`.
 
@@ -113,29 +105,13 @@ def session_middleware(
     Raises:
         ConfigError: a setting that cannot work.
     """
-    return _middleware(
-        _manager(
-            storage,
-            secret=secret,
-            cookie=cookie,
-            idle_timeout=idle_timeout,
-            lifetime=lifetime,
-            on_conflict=on_conflict,
-            codec=codec,
-        )
-    )
+    return _middleware(_manager(storage, options))
 
 
 def setup(
     app: web.Application,
     storage: Storage | str = "memory://",
-    *,
-    secret: Secret | None = None,
-    cookie: Cookie | None = None,
-    idle_timeout: Duration = 86_400,
-    lifetime: Duration | None = None,
-    on_conflict: OnConflict = "merge",
-    codec: Codec | None = None,
+    **options: Unpack[Options],
 ) -> None:
     """Give every request of `app` a session, kept in `storage`, a `Storage` or its URL.
 
@@ -144,29 +120,14 @@ def setup(
     Args:
         app: the application; its sub-apps share the sessions unless they have their own `setup`.
         storage: as `"redis://localhost:6379/0"`.
-        secret: signs the cookie; of a list the first signs and all verify. At least 32 bytes each.
-        cookie: how the browser keeps the id.
-        idle_timeout: seconds or `timedelta`; a session unused for this long ends, up to a
-            twentieth early.
-        lifetime: seconds or `timedelta`; a session this old ends, however busy it is.
-        on_conflict: what to do when another request has changed the session: `"merge"` key by
-            key, `"overwrite"`, or `"raise"` (409).
-        codec: anything with `dumps` and `loads`; JSON by default.
+        **options: `secret`, `cookie`, `idle_timeout`, `lifetime`, `on_conflict` and `codec`, see `Options`.
 
     Raises:
         ConfigError: a setting that cannot work, or a second `setup` of one app.
     """
     if _MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
-    manager = _manager(
-        storage,
-        secret=secret,
-        cookie=cookie,
-        idle_timeout=idle_timeout,
-        lifetime=lifetime,
-        on_conflict=on_conflict,
-        codec=codec,
-    )
+    manager = _manager(storage, options)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         _refuse_same_cookie_below(app, manager)
@@ -184,7 +145,7 @@ def setup(
     app.cleanup_ctx.append(run)
 
 
-def _manager(storage: Storage | str, **options: Any) -> Manager:
+def _manager(storage: Storage | str, options: Options) -> Manager:
     if isinstance(storage, str):
         storage = storage_from_url(storage)
     if not isinstance(storage, Storage):
