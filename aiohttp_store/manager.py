@@ -153,10 +153,10 @@ class Manager:
         try:
             envelope, data = self._decode(record.data)
         except UnknownFormatError as error:
-            seldom(logger.warning, "the session %s is left alone: %s", key[:8], error)
+            seldom(logger.warning, "session %s is left alone: %s", key[:8], error)
             return None
         except UndecodableError as error:
-            seldom(logger.warning, "the session %s is removed: %s", key[:8], error)
+            seldom(logger.warning, "session %s is removed: %s", key[:8], error)
             self._spawn(self._remove_damaged(key, record.version))
             return None
         if self.clock() >= self._ends(envelope.created, envelope.written, envelope.idle_timeout):
@@ -177,7 +177,7 @@ class Manager:
         try:
             await self._batcher.save(Write(key, version, None, 1))
         except StorageUnavailable as error:
-            logger.debug("the damaged session %s was not removed: %s", key[:8], error)
+            logger.debug("session %s is damaged, and was not removed: %s", key[:8], error)
 
     # The way out.
 
@@ -348,14 +348,14 @@ class Manager:
             key = key_of_id(session_id)
             outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)))
             if isinstance(outcome, Saved):
-                logger.debug("session %s created", key[:8])
+                logger.info("session %s created", key[:8])
                 return _stored(session_id, key, outcome.version, envelope)
 
     async def _discard(self, key: str) -> None:
         try:
             await self._batcher.delete(key)
         except StorageUnavailable as error:
-            logger.debug("the unused session %s was not removed: %s", key[:8], error)
+            logger.debug("session %s is unused, and was not removed: %s", key[:8], error)
 
     def _settle(self, session: Session, stored: Stored | None) -> None:
         if stored is not None and session._stored is not None and stored.idle_timeout != session._stored.idle_timeout:
@@ -376,7 +376,7 @@ class Manager:
             envelope, theirs = self._decode(record.data)
         except (UndecodableError, UnknownFormatError) as error:
             seldom(
-                logger.warning, "the session %s was replaced by a record that cannot be read: %s", stored.key[:8], error
+                logger.warning, "session %s was replaced by a record that cannot be read: %s", stored.key[:8], error
             )
             self._lose(session, stored)
             return
@@ -501,13 +501,23 @@ class Manager:
 
     async def _protected(self, saving: Coroutine[Any, Any, None]) -> None:
         """Run to the end even if the request is cancelled."""
-        await asyncio.shield(self._spawn(saving))
+        task = self._spawn(saving)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)  # the request is left by then
+            raise
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a session was not saved, and its client has left: %s", error)
 
 
 def key_of_id(session_id: str) -> str:

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
-from .log import logger
+from .log import logger, seldom
 from .manager import Manager, Options
 from .session import Keeper, Session
 from .storage import Storage
@@ -249,7 +249,7 @@ def _visit_of(request: web.Request) -> _Visit:
 
 def _as_response(error: SessionError) -> web.HTTPException:
     if isinstance(error, StorageUnavailable):
-        logger.warning("answered 503: %s", error)
+        seldom(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
         return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER)})
     logger.info("answered 409: %s", error)
     return web.HTTPConflict()
