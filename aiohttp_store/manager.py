@@ -375,9 +375,7 @@ class Manager:
         try:
             envelope, theirs = self._decode(record.data)
         except (UndecodableError, UnknownFormatError) as error:
-            seldom(
-                logger.warning, "session %s was replaced by a record that cannot be read: %s", stored.key[:8], error
-            )
+            seldom(logger.warning, "session %s was replaced by a record that cannot be read: %s", stored.key[:8], error)
             self._lose(session, stored)
             return
         mine = self._copy(session._data)
