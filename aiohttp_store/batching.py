@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -44,10 +45,14 @@ class Batcher:
         """Ask for one deletion."""
         return self._deletes.ask(key)
 
-    async def finish(self) -> None:
-        """Wait until every trip has ended."""
+    async def finish(self, within: float) -> None:
+        """Wait until every trip has ended, and stop those that have not after `within` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                for lane in (self._loads, self._saves, self._deletes):
+                    await lane.finish()
         for lane in (self._loads, self._saves, self._deletes):
-            await lane.finish()
+            await lane.stop()
 
 
 class _Lane(Generic[Item, Answer]):
@@ -80,6 +85,13 @@ class _Lane(Generic[Item, Answer]):
         self._depart()
         while self._trips:
             await asyncio.wait(self._trips)
+
+    async def stop(self) -> None:
+        trips = set(self._trips)
+        for trip in trips:
+            trip.cancel()
+        if trips:
+            await asyncio.wait(trips)
 
     def _depart(self) -> None:
         self._called = False
@@ -116,6 +128,10 @@ class _Lane(Generic[Item, Answer]):
         futures = [future for _, future in batch.values()]
         try:
             answers = await self._send(items)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
         except Exception as error:  # noqa: BLE001  (whatever a storage raises belongs to those who wait)
             if len(items) == 1 or isinstance(error, StorageUnavailable):
                 for future in futures:

@@ -83,7 +83,7 @@ class Manager:
         self._on_conflict = on_conflict
         self._batcher = Batcher(storage)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
         self._is_open = False
 
@@ -95,10 +95,10 @@ class Manager:
                 self._is_open = True
 
     async def close(self) -> None:
-        """Finish the saves that are under way, then close the storage."""
+        """Finish the saves that are under way, each of which has its budget, then close the storage."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-        await self._batcher.finish()
+        await self._batcher.finish(self.storage.timeout)
         self._is_open = False
         await self.storage.close()
 
@@ -189,7 +189,7 @@ class Manager:
             TypeError: the data holds a value that JSON cannot hold.
         """
         if self._has_work(session):
-            await self._protected(self.commit(session))
+            await self.commit(session)
         if not session._sealed:
             self._tell(request, response, session)
 
@@ -210,12 +210,18 @@ class Manager:
         Raises:
             SessionConflict, SessionTooLarge, StorageUnavailable, RuntimeError, TypeError: see `Session.save`.
         """
+        await self._protected(self._commit(session))
+
+    async def apply(self, session: Session, change: Callable[[Session], T]) -> T:
+        """Run `change`, again after each conflict, until what it made is stored."""
+        return await self._protected(self._apply(session, change))
+
+    async def _commit(self, session: Session) -> None:
         async with self._writing(session) as attempt:
             while (record := await attempt()) is not None:
                 self._rebase(session, record)
 
-    async def apply(self, session: Session, change: Callable[[Session], T]) -> T:
-        """Run `change`, again after each conflict, until what it made is stored."""
+    async def _apply(self, session: Session, change: Callable[[Session], T]) -> T:
         async with self._writing(session) as attempt:
             while True:
                 pending = self._copy(session._data)
@@ -497,23 +503,23 @@ class Manager:
                 raise
             raise StorageUnavailable(f"{self.storage!r} did not answer within {self.storage.timeout:g} s") from error
 
-    async def _protected(self, saving: Coroutine[Any, Any, None]) -> None:
-        """Run to the end even if the request is cancelled."""
+    async def _protected(self, saving: Coroutine[Any, Any, T]) -> T:
+        """Run to the end even if the request is cancelled, so that no renewal is left half-way."""
         task = self._spawn(saving)
         try:
-            await asyncio.shield(task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.add_done_callback(_log_failure)  # the request is left by then
             raise
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
 
-def _log_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.warning("a session was not saved, and its client has left: %s", error)
 

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from .cookie import add_vary
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
 from .log import logger, seldom
 from .manager import Manager, Options
@@ -170,7 +171,9 @@ def _middleware(keeper: Keeper) -> Middleware:
         else:
             return response
         finally:
-            visit.ended = True
+            visit.ended = visit.sealed = True
+            if visit.session is not None:
+                visit.session._sealed = True
             if outer is not None:
                 request[_VISIT] = outer
 
@@ -179,7 +182,10 @@ def _middleware(keeper: Keeper) -> Middleware:
 
 async def _save_after_handler(visit: _Visit, request: web.Request, response: web.StreamResponse) -> None:
     session = visit.session
-    if session is None or not isinstance(response, web.StreamResponse):
+    if not isinstance(response, web.StreamResponse):
+        return
+    if session is None:
+        _vary_on_failure(visit, response)
         return
     if response.prepared and not session._sealed:
         if visit.keeper.is_changed(session):
@@ -199,7 +205,9 @@ async def _save_before_headers(keeper: Keeper, request: web.Request, response: w
     if visit is None or visit.ended:  # saved already, or the error page of a crashed handler
         return
     session = visit.session
-    if session is not None and not session._sealed:
+    if session is None:
+        _vary_on_failure(visit, response)
+    elif not session._sealed:
         try:
             await keeper.save(request, response, session)
         except BaseException:
@@ -209,13 +217,25 @@ async def _save_before_headers(keeper: Keeper, request: web.Request, response: w
     visit.sealed = True
 
 
-def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
-    """Undo what `prepare` did to the connection's writer before it came here.
+def _vary_on_failure(visit: _Visit, response: web.StreamResponse) -> None:
+    """Keep the page that a handler shows while the storage is down from those who have a session."""
+    if visit.failure is not None and not visit.sealed:
+        add_vary(response.headers)
 
-    The writer may chunk, compress or count for the response that will not be sent, and would do
-    so with the error page, which has other headers. The response itself must not count as
-    prepared: writing to it would send a body without headers.
+
+def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
+    """Undo what `prepare` did before it came here, as the response will not be sent.
+
+    The writer may chunk, compress or count for it, and would do so with the error page, which has
+    other headers. The response itself must not count as prepared: writing to it would send a body
+    without headers. What was said in its headers for a parent's session is to be said again.
     """
+    visit: _Visit | None = request.get(_VISIT)
+    while visit is not None:
+        visit.sealed = False
+        if visit.session is not None:
+            visit.session._sealed = False
+        visit = visit.outer
     writer: Any = request.writer
     writer.chunked = False
     writer.length = None
@@ -235,8 +255,9 @@ async def _load(visit: _Visit, request: web.Request) -> Session:
             except StorageUnavailable as error:
                 visit.failure = error
                 raise
-            session._sealed = visit.sealed
-            visit.session = session
+            if visit.session is None:  # else new_session was called meanwhile
+                session._sealed = visit.sealed
+                visit.session = session
         return visit.session
 
 
@@ -278,7 +299,8 @@ def _apps_below(app: web.Application) -> list[web.Application]:
 def _warn_of_memory(storage: Storage) -> None:
     is_debug = sys.flags.dev_mode or asyncio.get_running_loop().get_debug()
     if isinstance(storage, MemoryStorage) and not is_debug:
-        logger.warning(
+        seldom(
+            logger.warning,
             "sessions are kept in memory://, for development only: they are lost when this process ends, and no other "
-            "process sees them; use a URL such as redis://localhost:6379/0"
+            "process sees them; use a URL such as redis://localhost:6379/0",
         )

@@ -141,7 +141,7 @@ async def test_nobody_travels_for_a_caller_who_left_before(batcher: Batcher, sto
     storage.gate.set()
     await asyncio.gather(*blocking, stays)
     assert storage.trips == [["one"], ["two"], ["stays"]]
-    await batcher.finish()
+    await batcher.finish(5)
 
 
 async def test_a_stalled_trip_does_not_hold_the_next(storage: Gated) -> None:
@@ -164,10 +164,17 @@ async def test_a_stalled_trip_does_not_hold_the_next(storage: Gated) -> None:
 async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Batcher, storage: Gated) -> None:
     asked = [batcher.save(Write(f"k{number}", None, b"x", 1)) for number in range(MAX_KEYS + 1)]
     deleted = batcher.delete("k")
-    finishing = asyncio.create_task(batcher.finish())
+    finishing = asyncio.create_task(batcher.finish(5))
     await settle()
     assert not finishing.done()
     storage.gate.set()
     await finishing
     assert all(future.done() for future in asked)
     assert deleted.done()
+
+
+async def test_finish_stops_what_does_not_end(batcher: Batcher, storage: Gated) -> None:
+    asked = [batcher.load("one"), batcher.save(Write("two", None, b"x", 1))]
+    await batcher.finish(0.05)
+    assert all(future.cancelled() for future in asked)
+    assert storage.under_way == 0

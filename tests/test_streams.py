@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.pytest_plugin import AiohttpServer
 
-from aiohttp_store import Storage, StorageUnavailable, get_session, new_session, setup
+from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, new_session, setup
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Serve
@@ -249,3 +249,29 @@ async def test_a_signed_off_write_of_a_stream_is_in_the_storage_when_the_headers
         assert len(storage._held) == 1
         released.set()
         await response.read()
+
+
+async def test_where_a_sub_apps_save_fails_the_parents_cookie_is_still_sent(aiohttp_server: AiohttpServer) -> None:
+    @web.middleware
+    async def parent(request: web.Request, handler: Any) -> web.StreamResponse:
+        (await get_session(request))["parent"] = 1
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        (await get_session(request))["a"] = 1
+        return await prepared(request)
+
+    storage = Failing()
+    app, below = web.Application(middlewares=[parent]), web.Application()
+    setup(app, MemoryStorage())
+    setup(below, storage, cookie=Cookie(name="below"))
+    below.router.add_get("/", handler)
+    app.add_subapp("/sub", below)
+    server = await aiohttp_server(app)
+    storage.down = "save"
+    start, body = await exchange(server.port, "/sub/?kind=compressed")
+    assert start.startswith(b"HTTP/1.1 503")
+    assert start.count(b"Set-Cookie: session=") == 1
+    assert b"below" not in start
+    assert body == b"503: Service Unavailable"
