@@ -20,6 +20,8 @@ MAX_AGE = 400 * 86_400
 """Seconds; browsers keep no cookie longer (RFC 6265bis, section 5.5)."""
 MAX_SIZE = 4096
 """Bytes of name and value together (RFC 6265bis, section 5.6)."""
+MAX_NAME = MAX_SIZE - 87
+"""Bytes of a name that leaves room for a signed id."""
 MAX_ATTRIBUTE = 1024
 """Bytes of one attribute's value (RFC 6265bis, section 5.6)."""
 MAX_LOOKED_AT = 4
@@ -69,7 +71,7 @@ class Cookie:
         )
         checks: tuple[tuple[str, Any, str], ...] = (
             ("name", _TOKEN.fullmatch, token),
-            ("name", lambda name: len(name) <= MAX_SIZE // 2, f"at most {MAX_SIZE // 2} bytes"),
+            ("name", lambda name: len(name) <= MAX_NAME, f"at most {MAX_NAME} bytes, {MAX_SIZE} with the value"),
             ("path", _PATH.fullmatch, "ASCII, begin with '/' and hold no ';'"),
             ("path", lambda path: len(path) <= MAX_ATTRIBUTE, f"at most {MAX_ATTRIBUTE} bytes"),
             ("domain", lambda domain: domain is None or _DOMAIN.fullmatch(domain), host),

@@ -235,3 +235,25 @@ async def test_one_budget_for_loading_is_all_a_request_waits(serve: Serve) -> No
         assert await response.text() == "an anonymous page"
         assert "Set-Cookie" not in response.headers
     assert storage.loads == 1
+
+
+async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server(serve: Serve) -> None:
+    class Counting(MemoryStorage):
+        saves = 0
+
+        async def save(self, writes: Any) -> Any:
+            self.saves += len(writes)
+            await asyncio.sleep(0.001)
+            return await super().save(writes)
+
+    storage = Counting()
+    client = await start(serve, storage)
+    await send(client, "/put", a=1)
+
+    async def one() -> None:
+        async with client.get("/increment") as response:
+            assert response.status == 200
+
+    await asyncio.gather(*(one() for _ in range(100)))
+    assert (await shown(client))["n"] == 100
+    assert storage.saves <= 1 + 2 * 100  # a writer meets at most the one before it

@@ -32,7 +32,7 @@ def headers(*cookies: str) -> CIMultiDictProxy[str]:
         ({"name": "é"}, "name must be"),
         ({"name": "a\r\nb"}, "name must be"),
         ({"name": None}, "name must be"),
-        ({"name": "n" * 2049}, "name must be at most 2048 bytes"),
+        ({"name": "n" * 4010}, "name must be at most 4009 bytes, 4096 with the value"),
         ({"path": ""}, "path must be ASCII, begin with '/'"),
         ({"path": "app"}, "path must be"),
         ({"path": "/a;Secure"}, "path must be"),
@@ -82,6 +82,12 @@ def test_auto_is_secure_where_the_request_or_another_option_demands_it(
 
 def test_the_defaults_are_the_safe_ones() -> None:
     assert Cookie().header("v", secure=True, max_age=None) == "session=v; Path=/; Secure; HttpOnly; SameSite=Lax"
+
+
+def test_the_longest_cookie_has_4096_bytes() -> None:
+    pair = f"{'n' * 4009}={CookieReader('n' * 4009, SECRETS).value(ID)}"
+    assert Cookie(name="n" * 4009).header(pair.partition("=")[2], secure=False, max_age=None).startswith(f"{pair}; ")
+    assert len(pair) - len("=") == 4096
 
 
 def test_a_removal_carries_the_same_attributes() -> None:

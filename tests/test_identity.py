@@ -221,8 +221,11 @@ async def test_an_id_that_ended_is_never_adopted(serve: Serve, storage_url: str)
     assert await live_ids(client, old) == []
 
 
-async def test_of_two_cookies_the_genuine_one_is_used_in_either_order(serve: Serve, storage_url: str) -> None:
-    client, _ = await start(serve, storage_url, secret=SECRETS)
+@pytest.mark.parametrize("secret", [None, SECRETS], ids=["plain", "signed"])
+async def test_of_two_cookies_the_genuine_one_is_used_in_either_order(
+    secret: list[str] | None, serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url, secret=secret)
     mine = await begin(client)
     for other in (
         "session=" + secrets.token_urlsafe(32),

@@ -29,7 +29,7 @@ from aiohttp_store import (
 )
 from aiohttp_store.manager import key_of_id
 
-from .conftest import STORAGES
+from .conftest import STORAGES, Servers
 
 Client = TestClient[web.Request, web.Application]
 SECRET = "a secret of more than thirty-two bytes"
@@ -427,7 +427,7 @@ async def test_the_storage_holds_no_id_that_works_as_a_cookie(
 
 
 @pytest.fixture
-def make_dump(storage_name: str, storage_url: str) -> Callable[[Storage], Awaitable[bytes]]:
+def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable[[Storage], Awaitable[bytes]]:
     """Give a reader of everything that a thief of the database would have, keys and values."""
 
     async def dump(storage: Any) -> bytes:
@@ -437,7 +437,7 @@ def make_dump(storage_name: str, storage_url: str) -> Callable[[Storage], Awaita
             case None:
                 return repr(storage._held).encode()
             case "redis":
-                async with Redis(host=url.hosts[0].name, port=url.hosts[0].port or 6379) as client:
+                async with Redis.from_url(servers.url("redis")) as client:
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]
                     return repr(found).encode()
             case "memcached":
@@ -451,8 +451,8 @@ def make_dump(storage_name: str, storage_url: str) -> Callable[[Storage], Awaita
                 return values
             case "mongodb":
                 mongo: AsyncMongoClient[Any]
-                async with AsyncMongoClient(url.hosts[0].name, url.hosts[0].port) as mongo:
-                    documents: list[Any] = await mongo[url.path.strip("/")][space].find().to_list()
+                async with AsyncMongoClient(servers.url("mongodb")) as mongo:
+                    documents: list[Any] = await mongo.get_default_database()[space].find().to_list()
                     return repr(documents).encode()
             case "mysql":
                 connection = await aiomysql.connect(
