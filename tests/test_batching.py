@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -174,7 +175,7 @@ async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Batcher, 
 
 
 async def test_finish_stops_what_does_not_end(batcher: Batcher, storage: Gated) -> None:
-    asked = [batcher.load("one"), batcher.save(Write("two", None, b"x", 1))]
+    asked: list[asyncio.Future[Any]] = [batcher.load("one"), batcher.save(Write("two", None, b"x", 1))]
     await batcher.finish(0.05)
     assert all(future.cancelled() for future in asked)
     assert storage.under_way == 0
