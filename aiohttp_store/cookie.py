@@ -25,17 +25,16 @@ MAX_NAME = MAX_SIZE - 87
 MAX_ATTRIBUTE = 1024
 """Bytes of one attribute's value (RFC 6265bis, section 5.6)."""
 MAX_LOOKED_AT = 4
-"""How many cookies of our name one request may make us look at."""
+"""How many well-formed cookies of our name one request may make us verify and load."""
 MIN_SECRET = 32
 """Bytes: as long as the digest that a secret keys (RFC 2104, section 3)."""
 
 Secret = str | bytes | Sequence[str | bytes]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
-_PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")  # RFC 6265, section 4.1.1: any character but controls and ";"
+_PATH = re.compile(r"/([\x20-\x3a\x3c-\x7e]*[\x21-\x3a\x3c-\x7e])?")  # RFC 6265, 4.1.1; browsers strip a last space
 _DOMAIN = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
-_SIGNED_ID = re.compile(r"[A-Za-z0-9_-]{43}\.[A-Za-z0-9_-]{43}")
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{43}")
+_ID = "[A-Za-z0-9_-]{43}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,14 @@ class Cookie:
         checks: tuple[tuple[str, Any, str], ...] = (
             ("name", _TOKEN.fullmatch, token),
             ("name", lambda name: len(name) <= MAX_NAME, f"at most {MAX_NAME} bytes, {MAX_SIZE} with the value"),
-            ("path", _PATH.fullmatch, "ASCII, begin with '/' and hold no ';'"),
+            ("path", _PATH.fullmatch, "ASCII, begin with '/', hold no ';' and end with no space"),
             ("path", lambda path: len(path) <= MAX_ATTRIBUTE, f"at most {MAX_ATTRIBUTE} bytes"),
             ("domain", lambda domain: domain is None or _DOMAIN.fullmatch(domain), host),
             ("domain", lambda domain: len(domain or "") <= MAX_ATTRIBUTE, f"at most {MAX_ATTRIBUTE} bytes"),
-            ("secure", lambda secure: secure in (True, False, "auto"), "True, False or 'auto'"),
+            ("secure", lambda secure: isinstance(secure, bool) or secure == "auto", "True, False or 'auto'"),
+            ("httponly", lambda flag: isinstance(flag, bool), "True or False"),
+            ("partitioned", lambda flag: isinstance(flag, bool), "True or False"),
+            ("persistent", lambda flag: isinstance(flag, bool), "True or False"),
             ("samesite", lambda site: site in ("Lax", "Strict", "None", None), "'Lax', 'Strict', 'None' or None"),
             ("priority", lambda rank: rank in ("Low", "Medium", "High", None), "'Low', 'Medium', 'High' or None"),
         )
@@ -147,40 +149,30 @@ class CookieReader:
     """Finds ids in `Cookie` headers, and writes the values that carry them."""
 
     def __init__(self, name: str, secret: Secret | None) -> None:
-        self._name = name
         self._pair = f"{name}="
         self._keys = derive_keys(secret, "session cookie signature") if secret is not None else []
+        ours = rf"(?:^|;)[ \t]*{re.escape(self._pair)}"
+        value = rf"({_ID})\.({_ID})" if self._keys else rf"({_ID})()"
+        self._any = re.compile(ours)
+        self._well_formed = re.compile(rf"{ours}{value}[ \t]*(?=;|$)")
 
     def is_in(self, headers: CIMultiDictProxy[str]) -> bool:
         """Tell whether the request has a cookie of our name, whatever its value."""
-        return bool(self._values(headers))
+        return any(self._any.search(header) for header in headers.getall(hdrs.COOKIE, ()))
 
     def read(self, headers: CIMultiDictProxy[str]) -> list[Presented]:
         """Give the ids, each once, in the header's order; forged and malformed values are left out."""
-        found = {presented.id: presented for value in self._values(headers) if (presented := self._open(value))}
-        return list(found.values())
+        values = [pair for header in headers.getall(hdrs.COOKIE, ()) for pair in self._well_formed.findall(header)]
+        found = [presented for pair in values[:MAX_LOOKED_AT] if (presented := self._open(*pair)) is not None]
+        return list({presented.id: presented for presented in found}.values()) if found[1:] else found
 
     def value(self, session_id: str) -> str:
         """Give the cookie's value for an id: itself, or with its signature where a secret is set."""
         return f"{session_id}.{self._sign(self._keys[0], session_id)}" if self._keys else session_id
 
-    def _values(self, headers: CIMultiDictProxy[str]) -> list[str]:
-        found: list[str] = []
-        for header in headers.getall(hdrs.COOKIE, ()):
-            if self._pair not in header:
-                continue
-            for part in header.split(";"):
-                pair = part.strip(" \t")
-                if pair.startswith(self._pair):
-                    found.append(pair[len(self._pair) :])
-        return found[:MAX_LOOKED_AT]
-
-    def _open(self, value: str) -> Presented | None:
+    def _open(self, session_id: str, signature: str) -> Presented | None:
         if not self._keys:
-            return Presented(value, stale=False) if _PLAIN_ID.fullmatch(value) else None
-        if not _SIGNED_ID.fullmatch(value):
-            return None
-        session_id, _, signature = value.partition(".")
+            return Presented(session_id, stale=False)
         for age, key in enumerate(self._keys):
             if hmac.compare_digest(self._sign(key, session_id), signature):
                 return Presented(session_id, stale=age > 0)
@@ -197,10 +189,12 @@ def derive_keys(secret: Secret, purpose: str) -> list[bytes]:
     Raises:
         ConfigError: no secret, or one that is shorter than 32 bytes.
     """
-    secrets = [secret] if isinstance(secret, str | bytes) else list(secret)
+    secrets = [secret] if isinstance(secret, str | bytes) else secret
+    if not isinstance(secrets, list | tuple) or not all(isinstance(one, str | bytes) for one in secrets):
+        raise ConfigError(f"secret is of type {type(secret).__name__}; give str or bytes, or a list of them")
     if not secrets:
         raise ConfigError("secret=[] holds no secret; give at least one, as from secrets.token_urlsafe(32)")
-    raw = [one.encode() if isinstance(one, str) else bytes(one) for one in secrets]
+    raw = [one.encode() if isinstance(one, str) else one for one in secrets]
     for position, one in enumerate(raw):
         if len(one) < MIN_SECRET:
             raise ConfigError(
@@ -212,10 +206,13 @@ def derive_keys(secret: Secret, purpose: str) -> list[bytes]:
 
 def add_vary(headers: CIMultiDict[str]) -> None:
     """Say that the response depends on the cookie (RFC 9110, section 12.5.5)."""
-    present = ",".join(headers.getall(hdrs.VARY, ()))
+    if hdrs.VARY not in headers:
+        headers[hdrs.VARY] = "Cookie"
+        return
+    present = ",".join(headers.getall(hdrs.VARY))
     fields = [field.strip().lower() for field in present.split(",")]
     if "cookie" not in fields and "*" not in fields:
-        headers[hdrs.VARY] = f"{present}, Cookie" if present else "Cookie"
+        headers[hdrs.VARY] = f"{present}, Cookie"
 
 
 def forbid_caching(headers: CIMultiDict[str]) -> list[str]:

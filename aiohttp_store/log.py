@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any, Protocol
 
-__all__ = ["logger", "seldom"]
+__all__ = ["logger", "once", "seldom"]
 
 logger = logging.getLogger("aiohttp_store")
 
@@ -18,6 +18,13 @@ _last: dict[str, float] = {}
 
 class _Log(Protocol):
     def __call__(self, message: str, /, *args: Any) -> None: ...
+
+
+def once(log: _Log, message: str, *args: object) -> None:
+    """Log this kind of message, told by its unformatted text, the first time."""
+    if message not in _last:
+        _last[message] = float("inf")
+        log(message, *args)
 
 
 def seldom(log: _Log, message: str, *args: object) -> None:

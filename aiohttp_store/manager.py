@@ -9,21 +9,22 @@ import re
 import secrets
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any, Literal, TypedDict, TypeVar
-from weakref import WeakValueDictionary
 
 from aiohttp import hdrs, web
 
-from .batching import Batcher
+from .batching import Batcher, Left
 from .codec import Codec, Envelope, JSONCodec, UndecodableError, UnknownFormatError
-from .cookie import MAX_AGE, Cookie, CookieReader, Secret, add_vary, forbid_caching
+from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching
 from .errors import ConfigError, SessionConflict, StorageUnavailable
-from .log import logger, seldom
+from .log import logger, once, seldom
 from .merge import merge
 from .session import Duration, Session, Stored, seconds
-from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write
+from .storage import Conflict, Gone, Immediate, Outcome, Record, Saved, Storage, Write, timed_out
+from .turns import Turns
 
 __all__ = ["Manager", "OnConflict", "Options", "key_of_id"]
 
@@ -33,6 +34,7 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 
 PROLONG_AFTER = 1 / 20
 """The share of the idle timeout after which a session that is only read is written again."""
+_UNSAVED = "a session was not saved, and its client has left: %s"
 _LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
 
 
@@ -82,7 +84,8 @@ class Manager:
         self._lifetime = math.inf if lifetime is None else seconds("lifetime", lifetime)
         self._on_conflict = on_conflict
         self._batcher = Batcher(storage)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._immediate = storage if isinstance(storage, Immediate) else None
+        self._turns = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -113,11 +116,25 @@ class Manager:
         presented = self._reader.read(request.headers)
         if not presented:
             return Session(self, {})
-        keys = [key_of_id(one.id) for one in presented]
-        async with self._within_budget():
-            if not self._is_open:
+        if not self._is_open:
+            async with self._within_budget():
                 await self.open()
-            records = await asyncio.gather(*map(self._batcher.load, keys))
+        if len(presented) > 1:
+            return await self._load_one_of(presented)
+        ((session_id, is_stale),) = presented
+        key = self._key(session_id)
+        record = await self._batcher.load(key) if self._immediate is None else self._immediate.load_now(key)
+        found = None if record is None else self._read(session_id, key, record)
+        if found is None:
+            return Session(self, {})
+        session = Session(self, *found)
+        session._cookie_stale = is_stale
+        return session
+
+    async def _load_one_of(self, presented: Sequence[Presented]) -> Session:
+        """Give the session of the one cookie whose session lives."""
+        keys = [self._key(one.id) for one in presented]
+        records = await asyncio.gather(*map(self._batcher.load, keys))
         live = []
         for one, key, record in zip(presented, keys, records, strict=True):
             found = None if record is None else self._read(one.id, key, record)
@@ -138,13 +155,12 @@ class Manager:
     async def new(self, request: web.BaseRequest, old: Session | None) -> Session:
         """Give an empty session that, when it is saved, ends the request's old one, loaded or not."""
         session = Session(self, {})
-        if old is None:
-            session._doomed = [key_of_id(one.id) for one in self._reader.read(request.headers)]
-        else:
+        doomed = [self._key(one.id) for one in self._reader.read(request.headers)]
+        if old is not None:
             old.invalidate()
-            session._doomed = old._doomed
-            old._doomed = []
-            old._gone = True
+            doomed += old._doomed
+            old._doomed, old._gone = (), True
+        session._doomed = tuple(dict.fromkeys(doomed))
         session._ended = True
         return session
 
@@ -175,8 +191,8 @@ class Manager:
 
     async def _remove_damaged(self, key: str, version: bytes) -> None:
         try:
-            await self._batcher.save(Write(key, version, None, 1))
-        except StorageUnavailable as error:
+            await self._ask(Write(key, version, None, 1))
+        except Exception as error:  # noqa: BLE001  (housekeeping: the record's time will end)
             logger.debug("session %s is damaged, and was not removed: %s", key[:8], error)
 
     # The way out.
@@ -188,63 +204,60 @@ class Manager:
             SessionConflict, SessionTooLarge, StorageUnavailable: nothing is said in the headers.
             TypeError: the data holds a value that JSON cannot hold.
         """
-        if self._has_work(session):
-            await self.commit(session)
+        if session._doomed or session._renewals:
+            await self._protected(self._commit(session))
+        elif (draft := self._draft(session)) is not None:
+            await self._save_once(session, draft)
         if not session._sealed:
             self._tell(request, response, session)
 
     def is_changed(self, session: Session) -> bool:
         """Tell whether the handler changed the session, or asked for its end or renewal."""
-        if session._gone:
-            return False
-        stored = session._stored
-        if session._doomed or (session._renewing and stored is not None) or (stored is None and session._data):
+        if session._doomed or session._renewals:
             return True
-        return stored is not None and (session._forced or self._differs(session, stored, self._encode(session._data)))
+        draft, stored = self._draft(session), session._stored
+        return draft is not None and (stored is None or draft != stored.payload)
+
+    async def _save_once(self, session: Session, draft: bytes) -> None:
+        """Store the session as most requests do, by one write that nobody competes with; else let `commit` do it.
+
+        The write is carried out even if the request is cancelled, and no task is needed for that.
+        """
+        turns = (id(session),) if session._stored is None else (id(session), session._stored.key)
+        if not self._is_open or not self._turns.take_now(*turns):
+            await self._protected(self._commit(session))
+            return
+
+        def left(outcome: Outcome | Exception) -> None:
+            if isinstance(outcome, Conflict) and session._stored is not None:
+                self._spawn(self._commit(session, outcome.record)).add_done_callback(_log_failure)
+            elif isinstance(outcome, Exception):
+                logger.warning(_UNSAVED, outcome)
+
+        try:
+            record = await self._attempt(session, draft, left)
+        finally:
+            self._turns.give(*turns)
+        if record is not None:
+            await self._protected(self._commit(session, record))
 
     async def commit(self, session: Session) -> None:
-        """Make the storage hold what the session holds, whatever others did to it meanwhile.
+        """Make the storage hold what the session holds, whatever others did to it meanwhile, by a write in any case.
 
         If another deleted the record, the session is marked as gone and its changes are dropped.
 
         Raises:
             SessionConflict, SessionTooLarge, StorageUnavailable, RuntimeError, TypeError: see `Session.save`.
         """
-        await self._protected(self._commit(session))
+        await self._protected(self._commit(session, is_forced=True))
 
     async def apply(self, session: Session, change: Callable[[Session], T]) -> T:
         """Run `change`, again after each conflict, until what it made is stored."""
         return await self._protected(self._apply(session, change))
 
-    async def _commit(self, session: Session) -> None:
-        async with self._writing(session) as attempt:
-            while (record := await attempt()) is not None:
-                self._rebase(session, record)
-
-    async def _apply(self, session: Session, change: Callable[[Session], T]) -> T:
-        async with self._writing(session) as attempt:
-            while True:
-                pending = self._copy(session._data)
-                try:
-                    result = change(session)
-                except BaseException:
-                    session._data = pending
-                    raise
-                if asyncio.iscoroutine(result):
-                    result.close()
-                    session._data = pending
-                    raise TypeError("apply() runs a plain function, and this one is async: await before apply()")
-                session._forced = True  # also a result that changes nothing must rest on the newest data
-                sent = self._copy(session._data)
-                record = await attempt()
-                if record is None:
-                    return result
-                session._data = merge(sent, self._copy(session._data), pending)  # take back what `change` did
-                self._rebase(session, record)
-
     async def reload(self, session: Session) -> None:
         """Read the record again and drop what was not saved."""
-        async with session._lock, self._within_budget():
+        async with self._within_budget(), self._turns.of(id(session)):
             stored = session._stored
             if session._gone or stored is None:
                 session._data = {}
@@ -252,107 +265,141 @@ class Manager:
             record = await self._batcher.load(stored.key)
             found = None if record is None else self._read(stored.id, stored.key, record)
             if found is None:
-                self._lose(session, stored)
+                self._lose(session, session._life, stored)
                 return
             session._data, session._stored = found
             session._created, session._idle_timeout = session._stored.created, session._stored.idle_timeout
-            session._renewing = session._forced = False
+            session._renewals, session._forced = 0, False
+
+    async def _commit(self, session: Session, record: Record | None = None, *, is_forced: bool = False) -> None:
+        async with self._writing(session) as attempt:
+            session._forced |= is_forced
+            if record is None:
+                record = await attempt()
+            while record is not None:
+                self._rebase(session, record, self._on_conflict)
+                record = await attempt()
+
+    async def _apply(self, session: Session, change: Callable[[Session], T]) -> T:
+        async with self._writing(session) as attempt:
+            while True:
+                life, pending = session._life, self._copy(session._data)
+                sent = None
+                try:
+                    result = change(session)
+                    if asyncio.iscoroutine(result):
+                        result.close()
+                        raise TypeError("apply() runs a plain function, and this one is async: await before apply()")
+                    session._forced = True  # also a result that changes nothing must rest on the newest data
+                    sent = self._copy(session._data)
+                    record = await attempt()
+                    if record is None:
+                        return result
+                    self._take_back(session, life, pending, sent)
+                    self._rebase(session, record, "merge")
+                except BaseException:
+                    self._take_back(session, life, pending, sent)
+                    raise
+
+    def _take_back(self, session: Session, life: int, pending: dict[str, Any], sent: dict[str, Any] | None) -> None:
+        """Undo what `change` did, and keep what other tasks did to the session since."""
+        if session._life == life:  # else `change` ended the session, and that stays
+            session._data = pending if sent is None else merge(sent, self._copy(session._data), pending)
+            session._touched, session._forced = True, False
 
     @asynccontextmanager
     async def _writing(self, session: Session) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Record | None]]]:
         """Queue up behind other writers of this session, in one budget, and give the way to attempt a write."""
-        conflicts = 0
+        conflicts, last = 0, -math.inf
+        loop = asyncio.get_running_loop()
 
         async def attempt() -> Record | None:
-            nonlocal conflicts
+            nonlocal conflicts, last
             record = await self._attempt(session)
-            conflicts += record is not None
+            if record is not None:
+                conflicts, last = conflicts + 1, loop.time()
             return record
 
         try:
-            async with self._within_budget(), session._lock, self._turn(session):
+            async with self._within_budget(), self._turns.of(id(session)):
                 if not self._is_open:
                     await self.open()
-                yield attempt
+                if session._stored is None:  # nobody else knows of it
+                    yield attempt
+                else:
+                    async with self._turns.of(session._stored.key):
+                        yield attempt
         except StorageUnavailable as error:
-            if conflicts and isinstance(error.__cause__, TimeoutError):
+            if loop.time() - last < self.storage.timeout / 2:  # it answered until the end: others were faster
                 raise SessionConflict(
                     f"other requests won {conflicts} times within {self.storage.timeout:g} s"
                 ) from error
             raise
 
-    def _turn(self, session: Session) -> asyncio.Lock:
-        if session._stored is None:
-            return asyncio.Lock()  # nobody else knows of it
-        turn = self._turns.get(session._stored.key)
-        if turn is None:
-            turn = self._turns[session._stored.key] = asyncio.Lock()
-        return turn
-
-    async def _attempt(self, session: Session) -> Record | None:
+    async def _attempt(
+        self, session: Session, draft: bytes | None = None, left: Left[Outcome] | None = None
+    ) -> Record | None:
         """Carry out the storage's column of the end-of-request table; a record that is in the way is returned."""
         while session._doomed:
-            await self._batcher.delete(session._doomed[-1])
-            logger.info("session %s destroyed", session._doomed.pop()[:8])
-        if session._gone:
+            key = session._doomed[0]
+            await self._batcher.delete(key)
+            session._doomed = tuple(one for one in session._doomed if one != key)
+            logger.info("session %s destroyed", key[:8])
+        stored, life = session._stored, session._life
+        if draft is None:
+            draft = self._draft(session)
+        if draft is None:
             return None
-        stored, payload = session._stored, self._encode(session._data)
         if stored is None:
-            if session._data:
-                await self._create(session, payload)
+            fresh = await self._put_under_new_id(self._envelope(session, None, draft), left)
+            self._settle(session, life, fresh)
             return None
-        if session._renewing:
-            return await self._renew(session, stored, payload)
-        if not (session._forced or self._is_due(session, stored) or self._differs(session, stored, payload)):
+        if self.clock() >= self._ends(stored.created, stored.written, stored.idle_timeout):
+            await self._batcher.delete(stored.key)  # its time ended while a long request used it
+            self._lose(session, life, stored)
             return None
-        envelope = self._envelope(session, stored, payload)
-        data = envelope.pack() if session._data else None
-        outcome = await self._batcher.save(Write(stored.key, stored.version, data, self._ttl(envelope)))
+        if session._renewals:
+            return await self._renew(session, stored, draft)
+        envelope = self._envelope(session, stored, draft)
+        data = envelope.pack() if draft else None
+        outcome = await self._ask(Write(stored.key, stored.version, data, self._ttl(envelope)), left)
         match outcome:
             case Saved(version) if data is not None:
-                self._settle(session, _stored(stored.id, stored.key, version, envelope))
+                self._settle(session, life, _stored(stored.id, stored.key, version, envelope))
             case Saved():
-                self._settle(session, None)
+                self._settle(session, life, None)
                 logger.info("session %s destroyed, as it was emptied", stored.key[:8])
             case Gone():
-                self._lose(session, stored)
+                self._lose(session, life, stored)
             case Conflict(record):
                 return record
         return None
 
-    async def _create(self, session: Session, payload: bytes) -> None:
-        if session._sealed:
-            session._refuse("a new session needs a cookie")
-        envelope = self._envelope(session, None, payload)
-        self._settle(session, await self._put_under_new_id(envelope))
-
-    async def _renew(self, session: Session, stored: Stored, payload: bytes) -> Record | None:
+    async def _renew(self, session: Session, stored: Stored, draft: bytes) -> Record | None:
         """Store under a new id, then remove the old one on condition that nobody touched it meanwhile."""
-        fresh = None
-        envelope = self._envelope(session, None, payload)
-        if session._data:
-            fresh = await self._put_under_new_id(envelope)
+        life, renewals = session._life, session._renewals
+        fresh = await self._put_under_new_id(self._envelope(session, None, draft)) if draft else None
         outcome: Outcome | None = None
         try:
-            outcome = await self._batcher.save(Write(stored.key, stored.version, None, 1))
+            outcome = await self._ask(Write(stored.key, stored.version, None, 1))
         finally:
             if fresh is not None and not isinstance(outcome, Saved):
                 self._spawn(self._discard(fresh.key))  # nobody knows its id
         match outcome:
             case Saved():
-                self._settle(session, fresh)
+                self._settle(session, life, fresh, renewals)
                 logger.info("session %s renewed as %s", stored.key[:8], fresh.key[:8] if fresh else "nothing")
             case Gone():
-                self._lose(session, stored)
+                self._lose(session, life, stored)
             case Conflict(record):
                 return record
         return None
 
-    async def _put_under_new_id(self, envelope: Envelope) -> Stored:
+    async def _put_under_new_id(self, envelope: Envelope, left: Left[Outcome] | None = None) -> Stored:
         while True:
             session_id = secrets.token_urlsafe(32)
-            key = key_of_id(session_id)
-            outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)))
+            key = self._key(session_id)
+            outcome = await self._ask(Write(key, None, envelope.pack(), self._ttl(envelope)), left)
             if isinstance(outcome, Saved):
                 logger.info("session %s created", key[:8])
                 return _stored(session_id, key, outcome.version, envelope)
@@ -360,38 +407,54 @@ class Manager:
     async def _discard(self, key: str) -> None:
         try:
             await self._batcher.delete(key)
-        except StorageUnavailable as error:
+        except Exception as error:  # noqa: BLE001  (housekeeping: the record's time will end)
             logger.debug("session %s is unused, and was not removed: %s", key[:8], error)
 
-    def _settle(self, session: Session, stored: Stored | None) -> None:
-        if stored is not None and session._stored is not None and stored.idle_timeout != session._stored.idle_timeout:
+    async def _ask(self, write: Write, left: Left[Outcome] | None = None) -> Outcome:
+        return await self._batcher.save(write, left) if self._immediate is None else self._immediate.save_now(write)
+
+    def _settle(self, session: Session, life: int, stored: Stored | None, renewals: int = 0) -> None:
+        """Take note of a write, unless invalidate() has ended meanwhile the session that it was for."""
+        if session._life != life:
+            if stored is not None:
+                session._doomed += (stored.key,)
+            return
+        before = session._stored
+        if stored is not None and before is not None and stored.idle_timeout != before.idle_timeout:
             session._cookie_stale = True
         session._stored = stored
-        session._forced = session._renewing = False
+        session._forced = False
+        if (
+            before is None or session._renewals == renewals
+        ):  # else renew() was called meanwhile, and is still to be done
+            session._renewals = 0
         session._written = True
 
-    def _lose(self, session: Session, stored: Stored) -> None:
-        session._gone = True
-        logger.info("session %s was deleted meanwhile; a request's changes to it are dropped", stored.key[:8])
+    def _lose(self, session: Session, life: int, stored: Stored) -> None:
+        if session._life == life:
+            session._gone = True
+            logger.info("session %s was deleted meanwhile; a request's changes to it are dropped", stored.key[:8])
 
-    def _rebase(self, session: Session, record: Record) -> None:
+    def _rebase(self, session: Session, record: Record, on_conflict: OnConflict) -> None:
         """Take over what is stored, and put what this request changed on top of it."""
         stored = session._stored
-        assert stored is not None  # only a stored session meets a conflict
+        if stored is None:  # invalidate() has ended it meanwhile
+            return
         try:
             envelope, theirs = self._decode(record.data)
         except (UndecodableError, UnknownFormatError) as error:
             seldom(logger.warning, "session %s was replaced by a record that cannot be read: %s", stored.key[:8], error)
-            self._lose(session, stored)
+            self._lose(session, session._life, stored)
             return
         mine = self._copy(session._data)
         base = self._loads(stored.payload)
-        is_pending = self._differs(session, stored, self._encode(session._data))
+        is_pending = self._changes(session, stored) is not None
+        session._touched = True  # its data is replaced by other objects
         if envelope.payload != stored.payload:
-            logger.debug("session %s: conflict, resolved by %s", stored.key[:8], self._on_conflict)
-            if is_pending and self._on_conflict == "raise":
+            logger.debug("session %s: conflict, resolved by %s", stored.key[:8], on_conflict)
+            if is_pending and on_conflict == "raise":
                 raise SessionConflict("another request changed the session at the same time")
-            if not (is_pending and self._on_conflict == "overwrite"):
+            if not (is_pending and on_conflict == "overwrite"):
                 session._data = merge(base, mine, theirs)
         if session._created == stored.created:
             session._created = envelope.created
@@ -434,7 +497,7 @@ class Manager:
         response.headers.add(hdrs.SET_COOKIE, self.cookie.header(value, secure=secure, max_age=max_age))
         taken_out = forbid_caching(response.headers)
         if taken_out:
-            seldom(
+            once(
                 logger.warning,
                 "Cache-Control: %s was taken from a response that sets the session's cookie",
                 ", ".join(taken_out),
@@ -442,13 +505,13 @@ class Manager:
 
     def _warn_of_plain_http(self, request: web.BaseRequest) -> None:
         if self.cookie.secure is True and not _LOCAL_HOST.match(request.host):
-            seldom(
+            once(
                 logger.warning,
                 "the session's cookie is for https only, and this request came by http, so browsers drop it; "
                 "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
             )
         elif self.cookie.secure == "auto" and request.headers.get(hdrs.X_FORWARDED_PROTO, "").lower() == "https":
-            seldom(
+            once(
                 logger.warning,
                 "a proxy says that the browser uses https, but such headers are not trusted, so the session's cookie "
                 "is sent without Secure; let aiohttp-remotes set the request's scheme",
@@ -456,16 +519,29 @@ class Manager:
 
     # Times, bytes and budgets.
 
-    def _has_work(self, session: Session) -> bool:
-        if self.is_changed(session):
-            return True
-        return session._stored is not None and not session._gone and self._is_due(session, session._stored)
+    def _draft(self, session: Session) -> bytes | None:
+        """Give the encoded data that is to be written, empty for a removal; `None` where there is nothing to do."""
+        stored = session._stored
+        if session._gone:
+            return None
+        if not session._data:
+            return None if stored is None else b""
+        if stored is None or session._forced or session._renewals:
+            return self._encode(session._data)
+        changes = self._changes(session, stored)
+        if changes is not None:
+            return changes
+        return stored.payload if session._idle_timeout != stored.idle_timeout or self._is_due(session, stored) else None
 
-    def _differs(self, session: Session, stored: Stored, payload: bytes) -> bool:
-        """Tell whether the session is not what is stored; times do not count."""
-        if session._idle_timeout != stored.idle_timeout or not session._data:
-            return True
-        return payload not in (stored.payload, self._encode(self._loads(stored.payload)))
+    def _changes(self, session: Session, stored: Stored) -> bytes | None:
+        """Give the encoded data if it is not what is stored; times do not count."""
+        if not (session._touched or session._exposed):
+            return None
+        payload = self._encode(session._data)
+        if payload == stored.payload:
+            return None
+        # Another version of the codec may have written other bytes for the same data.
+        return payload if session._touched or payload != self._encode(self._loads(stored.payload)) else None
 
     def _is_due(self, session: Session, stored: Stored) -> bool:
         """Tell whether the session is to be prolonged; a clock that was set back makes it due as well."""
@@ -501,7 +577,10 @@ class Manager:
         except TimeoutError as error:
             if not budget.expired():
                 raise
-            raise StorageUnavailable(f"{self.storage!r} did not answer within {self.storage.timeout:g} s") from error
+            raise timed_out(self.storage) from error
+
+    def _key(self, session_id: str) -> str:
+        return key_of_id(session_id, self.cookie.name)
 
     async def _protected(self, saving: Coroutine[Any, Any, T]) -> T:
         """Run to the end even if the request is cancelled, so that no renewal is left half-way."""
@@ -521,12 +600,13 @@ class Manager:
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("a session was not saved, and its client has left: %s", error)
+        logger.warning(_UNSAVED, error)
 
 
-def key_of_id(session_id: str) -> str:
-    """Hash an id, so that a stolen database logs nobody in."""
-    return urlsafe_b64encode(hashlib.sha256(session_id.encode()).digest())[:-1].decode()
+@lru_cache(maxsize=4096)
+def key_of_id(session_id: str, cookie: str = "session") -> str:
+    """Hash an id, so that a stolen database logs nobody in; with the cookie's name, so that it is no other cookie's."""
+    return urlsafe_b64encode(hashlib.sha256(f"{cookie}={session_id}".encode()).digest())[:-1].decode()
 
 
 def _stored(session_id: str, key: str, version: bytes, envelope: Envelope) -> Stored:

@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .cookie import add_vary
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
-from .log import logger, seldom
+from .log import logger, once, seldom
 from .manager import Manager, Options
 from .session import Keeper, Session
 from .storage import Storage
@@ -29,16 +29,15 @@ RETRY_AFTER = 1
 class _Visit:
     """One request's use of one `setup`; a sub-app's own is linked to its parent's."""
 
-    __slots__ = ("ended", "failure", "keeper", "lock", "outer", "sealed", "session")
+    session: Session | None = None
+    failure: StorageUnavailable | None = None
+    loading: asyncio.Lock | None = None
+    sealed = False
+    ended = False
 
     def __init__(self, keeper: Keeper, outer: _Visit | None) -> None:
         self.keeper = keeper
         self.outer = outer
-        self.session: Session | None = None
-        self.failure: StorageUnavailable | None = None
-        self.lock: asyncio.Lock | None = None
-        self.sealed = False
-        self.ended = False
 
 
 _VISIT: web.RequestKey[Any] = web.RequestKey("aiohttp_store.visit", _Visit)
@@ -167,6 +166,8 @@ def _middleware(keeper: Keeper) -> Middleware:
                 raise
             await _save_after_handler(visit, request, response)
         except (StorageUnavailable, SessionConflict, SessionGone) as error:
+            if visit.sealed or request.writer.output_size > 0:
+                raise  # aiohttp then drops the connection, where a page would be a second response
             raise _as_response(error) from error
         else:
             return response
@@ -244,9 +245,9 @@ def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def _load(visit: _Visit, request: web.Request) -> Session:
-    if visit.lock is None:
-        visit.lock = asyncio.Lock()
-    async with visit.lock:
+    if visit.loading is None:
+        visit.loading = asyncio.Lock()
+    async with visit.loading:
         if visit.failure is not None:  # one budget for loading, however often it is asked for
             raise StorageUnavailable(*visit.failure.args) from visit.failure
         if visit.session is None:
@@ -271,9 +272,9 @@ def _visit_of(request: web.Request) -> _Visit:
 def _as_response(error: SessionError) -> web.HTTPException:
     if isinstance(error, StorageUnavailable):
         seldom(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
-        return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER)})
+        return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER), hdrs.VARY: "Cookie"})
     logger.info("answered 409: %s", error)
-    return web.HTTPConflict()
+    return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})
 
 
 def _refuse_same_cookie_below(app: web.Application, manager: Manager) -> None:
@@ -299,7 +300,7 @@ def _apps_below(app: web.Application) -> list[web.Application]:
 def _warn_of_memory(storage: Storage) -> None:
     is_debug = sys.flags.dev_mode or asyncio.get_running_loop().get_debug()
     if isinstance(storage, MemoryStorage) and not is_debug:
-        seldom(
+        once(
             logger.warning,
             "sessions are kept in memory://, for development only: they are lost when this process ends, and no other "
             "process sees them; use a URL such as redis://localhost:6379/0",

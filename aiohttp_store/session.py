@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, MutableMapping
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
@@ -17,6 +16,9 @@ T = TypeVar("T")
 
 Duration = float | timedelta
 """Seconds, or a `timedelta`."""
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 class Keeper(Protocol):
@@ -38,7 +40,7 @@ class Keeper(Protocol):
         """Tell whether `save` would have anything to write for the handler's sake."""
 
     async def commit(self, session: Session) -> None:
-        """Store the session now."""
+        """Store the session now, even where nothing has changed."""
 
     async def reload(self, session: Session) -> None:
         """Read the session again."""
@@ -66,24 +68,34 @@ class Session(MutableMapping[str, Any]):
     keys; a tuple comes back as a list. Changes in nested lists and dicts are seen.
     """
 
+    # What most sessions never change stands here once, and not in each of them.
+    _exposed = False  # a value that can be changed in place was handed out
+    _touched = False  # a key was set or deleted
+    _extend = False
+    _forced = False
+    _renewals = 0  # how often a new id was asked for since the last was given
+    _life = 0  # counts invalidate(), so that a write under way knows that it was for the session before
+    _gone = False
+    _sealed = False  # the response's headers are sent
+    _written = False
+    _ended = False
+    _cookie_stale = False
+    _doomed: tuple[str, ...] = ()
+
     def __init__(self, keeper: Keeper, data: dict[str, Any], stored: Stored | None = None) -> None:
         self._keeper = keeper
         self._data = data
         self._stored = stored
-        self._created = keeper.clock() if stored is None else stored.created
-        self._idle_timeout = None if stored is None else stored.idle_timeout
-        self._new = stored is None
-        self._extend = False
-        self._forced = False
-        self._renewing = False
-        self._gone = False
-        self._doomed: list[str] = []
-        self._sealed = False
-        self._written = False
-        self._cookie_id: str | None = None if stored is None else stored.id
-        self._cookie_stale = False
-        self._ended = False
-        self._lock = asyncio.Lock()
+        if stored is None:
+            self._new = True
+            self._cookie_id: str | None = None
+            self._created = keeper.clock()
+            self._idle_timeout: float | None = None
+        else:
+            self._new = False
+            self._cookie_id = stored.id
+            self._created = stored.created
+            self._idle_timeout = stored.idle_timeout
 
     @property
     def identity(self) -> str | None:
@@ -113,11 +125,14 @@ class Session(MutableMapping[str, Any]):
 
         Raises:
             ConfigError: on setting what is not a duration above 0.
+            RuntimeError: on setting after the response's headers have been sent.
         """
         return self._idle_timeout
 
     @idle_timeout.setter
     def idle_timeout(self, timeout: Duration | None) -> None:
+        if self._sealed:
+            self._refuse("another idle_timeout needs a new cookie")
         self._idle_timeout = None if timeout is None else seconds("idle_timeout", timeout)
 
     def invalidate(self) -> None:
@@ -126,12 +141,14 @@ class Session(MutableMapping[str, Any]):
         What is written afterwards starts a new session under a new id.
         """
         if self._stored is not None:
-            self._doomed.append(self._stored.key)
+            self._doomed += (self._stored.key,)
         self._data = {}
         self._stored = None
         self._idle_timeout = None
         self._new = self._ended = True
-        self._gone = self._renewing = self._forced = False
+        self._gone = self._forced = False
+        self._renewals = 0
+        self._life += 1
         self._created = self._keeper.clock()
 
     def renew(self, *, login: bool = False) -> None:
@@ -145,7 +162,7 @@ class Session(MutableMapping[str, Any]):
         """
         if self._sealed:
             self._refuse("renew() needs a new cookie")
-        self._renewing = True
+        self._renewals += 1
         if login:
             self._created = self._keeper.clock()
 
@@ -163,7 +180,8 @@ class Session(MutableMapping[str, Any]):
             RuntimeError: a new session would need a cookie, and the headers have been sent.
             TypeError: the data holds a value that JSON cannot hold.
         """
-        self._forced = True  # so that it learns whether the record is still there
+        if self._sealed and self._stored is None and self._data:
+            self._refuse("a new session needs a cookie")
         await self._keeper.commit(self)
         self._tell_if_gone()
 
@@ -200,15 +218,20 @@ class Session(MutableMapping[str, Any]):
         )
 
     def __getitem__(self, key: str) -> Any:
-        return self._data[key]
+        value = self._data[key]
+        if type(value) not in _SCALARS:
+            self._exposed = True
+        return value
 
     def __setitem__(self, key: str, value: Any) -> None:
         if self._sealed and self._stored is None and not self._gone:
             self._refuse("a new session needs a cookie")
         self._data[key] = value
+        self._touched = True
 
     def __delitem__(self, key: str) -> None:
         del self._data[key]
+        self._touched = True
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._data)

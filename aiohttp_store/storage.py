@@ -8,12 +8,23 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from .errors import ConfigError, SessionError, StorageUnavailable
 from .url import StorageURL
 
-__all__ = ["Conflict", "Gone", "Outcome", "Record", "Saved", "Storage", "Write", "new_version"]
+__all__ = [
+    "Conflict",
+    "Gone",
+    "Immediate",
+    "Outcome",
+    "Record",
+    "Saved",
+    "Storage",
+    "Write",
+    "new_version",
+    "timed_out",
+]
 
 VERSION_SIZE = 8
 
@@ -40,15 +51,13 @@ class Write(NamedTuple):
     """Seconds until the record is absent, at least 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(NamedTuple):
     """The write was carried out, and this is the version it left (empty after a removal)."""
 
     version: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(NamedTuple):
     """Nothing was written: this other record is there."""
 
     record: Record
@@ -111,7 +120,8 @@ class Storage(ABC):
 
         Raises:
             StorageUnavailable: the server did not answer within `timeout`.
-            SessionTooLarge: a value is over the server's limit; sent alone, the others pass.
+            SessionTooLarge: a value is over the server's limit. As after any error but an outage,
+                nothing of the batch was written, and the writes are sent again one by one.
         """
 
     @abstractmethod
@@ -134,9 +144,25 @@ class Storage(ABC):
         except SessionError:
             raise
         except TimeoutError as error:
-            raise StorageUnavailable(f"{self!r} did not answer within {self.timeout:g} s") from error
+            raise timed_out(self) from error
         except (OSError, EOFError, *outages) as error:  # type: ignore[misc]
             raise StorageUnavailable(f"{self!r} failed: {type(error).__name__}: {error}") from error
+
+
+@runtime_checkable
+class Immediate(Protocol):
+    """What a storage may offer that answers without waiting: it is asked at once, and nothing is batched."""
+
+    def load_now(self, key: str) -> Record | None:
+        """Give one record, as `Storage.load` does."""
+
+    def save_now(self, write: Write) -> Outcome:
+        """Carry out one write, as `Storage.save` does."""
+
+
+def timed_out(storage: Storage) -> StorageUnavailable:
+    """Make the error that says that the deadline has passed."""
+    return StorageUnavailable(f"{storage!r} did not answer within {storage.timeout:g} s")
 
 
 def new_version() -> bytes:

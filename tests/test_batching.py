@@ -177,5 +177,91 @@ async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Batcher, 
 async def test_finish_stops_what_does_not_end(batcher: Batcher, storage: Gated) -> None:
     asked: list[asyncio.Future[Any]] = [batcher.load("one"), batcher.save(Write("two", None, b"x", 1))]
     await batcher.finish(0.05)
-    assert all(future.cancelled() for future in asked)
+    assert all(isinstance(future.exception(), StorageUnavailable) for future in asked)
     assert storage.under_way == 0
+
+
+async def test_loads_of_one_key_share_their_answer(batcher: Batcher, storage: Gated) -> None:
+    storage.gate.set()
+    records = await asyncio.gather(*(batcher.load("k") for _ in range(250)))
+    assert {record and record.data for record in records} == {b"k"}
+    assert storage.trips == [["k"]]
+
+
+async def test_a_write_is_carried_out_although_its_caller_left_and_what_became_of_it_is_told(
+    batcher: Batcher, storage: Gated
+) -> None:
+    told: list[object] = []
+    blocking = [batcher.save(Write("a", None, b"1", 1))]
+    await settle()
+    blocking.append(batcher.save(Write("b", None, b"2", 1)))
+    await settle()
+    under_way = batcher.save(Write("c", None, b"3", 1), told.append)
+    under_way.cancel()
+    storage.gate.set()
+    await asyncio.gather(*blocking)
+    storage.bad = {"d": StorageUnavailable("down")}
+    failing = batcher.save(Write("d", None, b"4", 1), told.append)
+    failing.cancel()
+    await batcher.finish(5)
+    assert ["c"] in storage.trips
+    assert told[0] == Saved(b"3")
+    assert isinstance(told[1], StorageUnavailable)
+
+
+async def test_who_waits_too_long_is_told_within_the_storages_deadline() -> None:
+    storage = Gated()
+    storage.timeout = 0.05
+    batcher = Batcher(storage)
+    asked = [batcher.load(f"k{number}") for number in range(3)]
+    await settle()
+    asked += [batcher.load(f"l{number}") for number in range(3)]
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(result) for result in results] == [StorageUnavailable] * 6
+    assert "did not answer within 0.05 s" in str(results[0])
+    await batcher.finish(0)
+
+
+async def test_a_storage_that_forgets_its_deadline_does_not_hold_the_trips_for_ever() -> None:
+    storage = Gated()
+    storage.timeout = 0.02
+    batcher = Batcher(storage)
+    for key in ("one", "two", "three"):
+        with pytest.raises(StorageUnavailable):
+            await batcher.load(key)
+    await asyncio.sleep(0.05)
+    storage.gate.set()
+    assert await batcher.load("four")
+
+
+class Odd(Gated):
+    """A storage that breaks the law."""
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        if "short" in keys:
+            return []
+        raise asyncio.CancelledError
+
+
+async def test_a_storage_that_breaks_the_law_fails_those_who_asked_and_nobody_else() -> None:
+    batcher = Batcher(Odd())
+    with pytest.raises(ValueError, match="shorter"):
+        await batcher.load("short")
+    with pytest.raises(StorageUnavailable):
+        await batcher.load("cancelled")
+
+
+def test_a_batcher_serves_one_event_loop_after_another() -> None:
+    storage = Gated()
+
+    async def leave() -> None:
+        lanes.load("left")
+
+    async def ask() -> Record | None:
+        storage.gate = asyncio.Event()
+        storage.gate.set()
+        return await lanes.load("k")
+
+    lanes = Batcher(storage)
+    asyncio.run(leave())
+    assert asyncio.run(ask()) == Record(b"v", b"k")

@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 
 from aiohttp_store import Session, Storage, StorageUnavailable, get_session
-from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Client, Serve
+from .remote import Remote
 
 
 async def put(request: web.Request) -> web.Response:
@@ -163,7 +163,7 @@ async def test_two_hundred_contenders_lose_no_count_and_none_starves(serve: Serv
         assert await response.json() == {"a": 1, "n": 200} | {f"k{number}": "1" for number in range(200)}
 
 
-class Contended(MemoryStorage):
+class Contended(Remote):
     """Memory in which somebody else always wins."""
 
     timeout = 0.3
@@ -191,12 +191,12 @@ async def test_where_every_answer_is_a_conflict_the_deadline_ends_it_with_409(se
     assert await shown(client) == {"a": 1}
 
 
-class Silent(MemoryStorage):
+class Silent(Remote):
     timeout = 0.2
-    silent = False
+    mute = False
 
     async def save(self, writes: Any) -> Any:
-        if self.silent:
+        if self.mute:
             await asyncio.sleep(5)
         return await super().save(writes)
 
@@ -205,16 +205,16 @@ async def test_where_no_answer_comes_the_deadline_ends_it_with_503(serve: Serve)
     storage = Silent()
     client = await start(serve, storage)
     await send(client, "/put", a=1)
-    storage.silent = True
+    storage.mute = True
     started = asyncio.get_running_loop().time()
     assert await send(client, "/put", b=2) == 503
     assert asyncio.get_running_loop().time() - started < 2
-    storage.silent = False
+    storage.mute = False
     assert await shown(client) == {"a": 1}
 
 
 async def test_one_budget_for_loading_is_all_a_request_waits(serve: Serve) -> None:
-    class Hanging(MemoryStorage):
+    class Hanging(Remote):
         timeout = 0.2
         loads = 0
 
@@ -238,7 +238,7 @@ async def test_one_budget_for_loading_is_all_a_request_waits(serve: Serve) -> No
 
 
 async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server(serve: Serve) -> None:
-    class Counting(MemoryStorage):
+    class Counting(Remote):
         saves = 0
 
         async def save(self, writes: Any) -> Any:
@@ -257,3 +257,68 @@ async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server
     await asyncio.gather(*(one() for _ in range(100)))
     assert (await shown(client))["n"] == 100
     assert storage.saves <= 1 + 2 * 100  # a writer meets at most the one before it
+
+
+@pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])
+async def test_apply_counts_exactly_over_pending_changes_whatever_the_policy(on_conflict: str, serve: Serve) -> None:
+    client = await start(serve, Remote(), on_conflict=on_conflict)
+    await send(client, "/put", a=1)
+
+    async def one(number: int) -> None:
+        async with client.get(f"/increment?k{number}=1") as response:
+            assert response.status == 200
+
+    await asyncio.gather(*map(one, range(20)))
+    assert await shown(client) == {"a": 1, "n": 20} | {f"k{number}": "1" for number in range(20)}
+
+
+async def test_an_apply_that_failed_leaves_nothing_behind(serve: Serve) -> None:
+    class Failing(Remote):
+        fails = False
+
+        async def save(self, writes: Any) -> Any:
+            if self.fails:
+                raise StorageUnavailable("down")
+            return await super().save(writes)
+
+    storage, failed, others = Failing(), asyncio.Event(), asyncio.Event()
+
+    async def failing(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["pending"] = 1
+        storage.fails = True
+        with pytest.raises(StorageUnavailable):
+            await session.apply(lambda fresh: fresh.update(n=fresh.get("n", 0) + 1))
+        assert session == {"a": 1, "pending": 1}
+        storage.fails = False
+        failed.set()
+        await others.wait()
+        return web.Response()
+
+    client = await serve(put, show, increment, failing, storage=storage)
+    await send(client, "/put", a=1)
+    late = asyncio.create_task(send(client, "/failing"))
+    await failed.wait()
+    for _ in range(5):
+        async with client.get("/increment"):
+            pass
+    others.set()
+    assert await late == 200
+    assert await shown(client) == {"a": 1, "n": 5, "pending": 1}
+
+
+async def test_an_apply_whose_change_ends_the_session_and_fails_does_not_revive_it(serve: Serve) -> None:
+    def end(session: Session) -> None:
+        session.invalidate()
+        raise ZeroDivisionError
+
+    async def failing(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        with pytest.raises(ZeroDivisionError):
+            await session.apply(end)
+        return web.Response()
+
+    client = await serve(put, show, failing, storage=Remote())
+    await send(client, "/put", a=1)
+    assert await send(client, "/failing") == 200
+    assert await shown(client) == {}

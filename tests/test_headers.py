@@ -14,6 +14,7 @@ from aiohttp_store.manager import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Client, Serve
+from .remote import Remote
 from .test_streams import Failing
 
 
@@ -181,7 +182,7 @@ async def test_an_error_page_of_the_handlers_own_is_saved(raised: bool, serve: S
 async def test_a_failed_save_replaces_the_response_and_sets_no_cookie(
     error: Exception, status: int, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Raising(MemoryStorage):
+    class Raising(Remote):
         async def save(self, writes: Any) -> Any:
             raise error
 
@@ -209,7 +210,7 @@ async def test_while_the_storage_is_down_the_cookie_is_left_alone(serve: Serve) 
 
 
 async def test_a_client_that_goes_away_does_not_stop_its_save(serve: Serve) -> None:
-    class Slow(MemoryStorage):
+    class Slow(Remote):
         started = asyncio.Event()
 
         async def save(self, writes: Any) -> Any:
@@ -325,7 +326,7 @@ async def test_after_the_response_a_background_task_saves_explicitly(serve: Serv
 
 
 async def test_an_explicit_save_that_is_cancelled_is_carried_out_whole(serve: Serve) -> None:
-    class Slow(MemoryStorage):
+    class Slow(Remote):
         async def save(self, writes: Any) -> Any:
             await asyncio.sleep(0.05)
             return await super().save(writes)

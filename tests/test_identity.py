@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Storage, get_session, get_storage, new_session
+from aiohttp_store import Cookie, Storage, get_session, get_storage, new_session
 from aiohttp_store.manager import key_of_id
 
 from .conftest import Client, Serve
+from .remote import Remote
 from .test_streams import Failing
 
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(2)]
@@ -316,3 +317,126 @@ async def test_logouts_and_visits_without_a_session_store_nothing(serve: Serve) 
     assert client.app is not None
     storage: Any = get_storage(client.app)
     assert len(storage._held) == 0
+
+
+class Paused(Remote):
+    """Memory whose saves wait until the test lets them go, while `pausing` is set."""
+
+    pausing = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saving, self.go = asyncio.Event(), asyncio.Event()
+
+    async def save(self, writes: Any) -> Any:
+        if self.pausing:
+            self.pausing = False
+            self.saving.set()
+            await self.go.wait()
+        return await super().save(writes)
+
+
+async def while_saving(serve: Serve, then: Any, *, first: bool = False) -> tuple[Client, Paused, str, str | None]:
+    """Do `then` to a session while another task of its request saves it; give the old cookie and the new header."""
+    storage = Paused()
+
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["hit"] = 1
+        storage.pausing = True
+        saving = asyncio.create_task(session.save())
+        await storage.saving.wait()
+        result = then(request, session)
+        if asyncio.iscoroutine(result):
+            await result
+        storage.go.set()
+        await asyncio.gather(saving, return_exceptions=True)
+        return web.Response()
+
+    client = await serve(*HANDLERS, handler, storage=storage)
+    old = "session=none" if first else await begin(client)
+    _, header = await get(client, "/handler", old)
+    return client, storage, old, header
+
+
+async def test_a_renewal_during_a_save_is_still_done(serve: Serve) -> None:
+    client, _, old, header = await while_saving(serve, lambda _, session: session.renew(login=True))
+    assert header is not None
+    assert not header.startswith(old)
+    assert await live_ids(client, old) == []
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1", "hit": 1}
+
+
+async def test_an_invalidation_during_a_save_ends_the_session(serve: Serve) -> None:
+    _, storage, _, header = await while_saving(serve, lambda _, session: session.invalidate())
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert len(storage._held) == 0
+
+
+async def test_what_is_written_after_an_invalidation_during_a_save_is_a_new_session(serve: Serve) -> None:
+    def then(_: object, session: Any) -> None:
+        session.invalidate()
+        session["next"] = True
+
+    client, storage, _, header = await while_saving(serve, then)
+    assert header is not None
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"next": True}
+    assert len(storage._held) == 1
+
+
+async def test_an_invalidation_during_the_first_save_leaves_no_record(serve: Serve) -> None:
+    _, storage, _, header = await while_saving(serve, lambda _, session: session.invalidate(), first=True)
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert len(storage._held) == 0
+
+
+async def test_a_new_session_during_a_save_ends_the_old_one(serve: Serve) -> None:
+    async def then(request: web.Request, _: object) -> None:
+        (await new_session(request))["fresh"] = True
+
+    client, storage, old, header = await while_saving(serve, then)
+    assert header is not None
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"fresh": True}
+    assert await live_ids(client, old) == []
+    assert len(storage._held) == 1
+
+
+async def test_a_new_session_also_ends_one_that_was_tossed(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    mine, tossed = await begin(client), await begin(client)
+    _, header = await get(client, "/restart?load=1&write=1", f"{tossed}; {mine}")
+    assert header is not None
+    assert await live_ids(client, mine, tossed) == []
+    assert (await get(client, "/show", f"{tossed}; {header.partition(';')[0]}"))[0] == {"fresh": True}
+
+
+async def test_an_id_under_one_cookies_name_is_none_under_another(serve: Serve) -> None:
+    storage = Remote()
+    shop, _ = await start(serve, storage, cookie=Cookie(name="shop"))
+    admin, _ = await start(serve, storage, cookie=Cookie(name="admin"))
+    mine = await begin(shop)
+    assert (await get(shop, "/show", mine))[0] == {"a": "1"}
+    assert (await get(admin, "/show", mine.replace("shop=", "admin=")))[0] == {}
+
+
+async def test_a_client_that_leaves_while_its_old_session_is_destroyed_gets_its_new_one_stored(serve: Serve) -> None:
+    class SlowDelete(Remote):
+        deleting = asyncio.Event()
+
+        async def delete(self, keys: Any) -> None:
+            self.deleting.set()
+            await asyncio.sleep(0.05)
+            await super().delete(keys)
+
+    storage = SlowDelete()
+    client, _ = await start(serve, storage)
+    old = await begin(client)
+    task = asyncio.create_task(get(client, "/restart?write=1", old))
+    await storage.deleting.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await client.close()
+    (held,) = storage._held.values()
+    assert held.record.data.endswith(b'{"fresh":true}')

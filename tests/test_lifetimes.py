@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Cookie, Record, get_session, get_storage
+from aiohttp_store import Cookie, Record, SessionGone, get_session, get_storage
 from aiohttp_store.codec import Envelope
 from aiohttp_store.manager import key_of_id
 from aiohttp_store.middleware import _MANAGER
@@ -70,6 +70,7 @@ class Visitor:
         async with self.client.get(path, **options) as response:
             assert response.status == 200
             self.headers = response.headers
+            await response.read()
             return await response.json() if response.content_type == "application/json" else None
 
     @property
@@ -236,3 +237,26 @@ async def test_two_processes_prolong_once(serve: Serve, storage_url: str, storag
     version = (await one.record()).version[:8]
     await other.get("/read", headers=headers)
     assert (await one.record()).version[:8] == version
+
+
+async def test_a_long_request_cannot_keep_its_session_beyond_the_lifetime(serve: Serve) -> None:
+    saved: list[int] = []
+
+    async def websocket(request: web.Request) -> web.StreamResponse:
+        session = await get_session(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with pytest.raises(SessionGone):
+            for number in range(100):
+                guest.wait(HOUR / 2)
+                session["n"] = number
+                await session.save()
+                saved.append(number)
+        return response
+
+    guest = Visitor(await serve(*HANDLERS, websocket, idle_timeout=HOUR, lifetime=DAY))
+    await guest.get("/begin")
+    kept = guest.id
+    await guest.get("/websocket")
+    assert len(saved) == 47
+    assert await get_storage(guest.app).load([key_of_id(kept)]) == [None]

@@ -11,9 +11,9 @@ from aiohttp import web
 
 from aiohttp_store import StorageUnavailable, Write, get_session, get_storage
 from aiohttp_store.manager import key_of_id
-from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Client, Serve
+from .remote import Remote
 from .test_streams import Failing
 
 VALUE = "a value that nobody else may read"
@@ -141,7 +141,7 @@ async def test_damaged_records_are_logged_once_a_minute(serve: Serve, caplog: py
 async def test_a_save_that_fails_after_its_client_left_is_logged(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Slow(MemoryStorage):
+    class Slow(Remote):
         started = asyncio.Event()
 
         async def save(self, writes: Any) -> Any:

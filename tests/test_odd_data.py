@@ -17,8 +17,9 @@ from aiohttp_store.manager import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Client, Serve
+from .law import create, new_key
+from .remote import Remote
 from .test_requests import SECRET, raw
-from .test_storages import create, new_key
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -118,7 +119,7 @@ async def test_an_id_cannot_leave_its_prefix(serve: Serve) -> None:
 
 
 async def test_a_sub_app_with_its_own_session_writes_it_once(aiohttp_client: Any) -> None:
-    class Counting(MemoryStorage):
+    class Counting(Remote):
         saves = 0
 
         async def save(self, writes: Any) -> Any:

@@ -15,6 +15,7 @@ from aiohttp_store import ConfigError, Session, SessionGone, get_session, get_st
 from aiohttp_store.manager import key_of_id
 
 from .conftest import Client, Serve
+from .remote import Remote
 
 
 async def begin(request: web.Request) -> web.Response:
@@ -103,23 +104,19 @@ async def test_asking_twice_gives_one_object_and_loads_once(serve: Serve) -> Non
         assert all(session is sessions[0] for session in sessions)
         return web.Response()
 
-    client = await serve(begin, handler)
+    class Counting(Remote):
+        loads = 0
+
+        async def load(self, keys: Any) -> Any:
+            self.loads += len(keys)
+            await asyncio.sleep(0)
+            return await super().load(keys)
+
+    storage = Counting()
+    client = await serve(begin, handler, storage=storage)
     await visit(client, "/begin")
-    assert client.app is not None
-    storage: Any = get_storage(client.app)
-    loads = []
-    original = storage.load
-
-    async def load(keys: Any) -> Any:
-        loads.append(keys)
-        return await original(keys)
-
-    storage.load = load  # the batcher holds the method that it was given, so it is given again
-    from aiohttp_store.middleware import _MANAGER
-
-    client.app[_MANAGER]._batcher._loads._send = load
     await visit(client, "/handler")
-    assert len(loads) == 1
+    assert storage.loads == 1
 
 
 async def test_a_caller_that_is_cancelled_while_loading_leaves_the_session_to_others(serve: Serve) -> None:
@@ -131,7 +128,7 @@ async def test_a_caller_that_is_cancelled_while_loading_leaves_the_session_to_ot
         assert first.cancelled() or await first is await second
         return web.Response()
 
-    client = await serve(begin, handler)
+    client = await serve(begin, handler, storage=Remote())
     await visit(client, "/begin")
     await visit(client, "/handler")
 

@@ -13,9 +13,10 @@ from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, new_
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Serve
+from .remote import Remote
 
 
-class Failing(MemoryStorage):
+class Failing(Remote):
     """Memory that is out of order while `down` is set."""
 
     down: str | None = None
@@ -275,3 +276,55 @@ async def test_where_a_sub_apps_save_fails_the_parents_cookie_is_still_sent(aioh
     assert start.count(b"Set-Cookie: session=") == 1
     assert b"below" not in start
     assert body == b"503: Service Unavailable"
+
+
+@pytest.mark.parametrize("kind", KINDS[:4])
+@pytest.mark.parametrize("fails", ["save", "reload", "end", "load"])
+async def test_a_failure_after_the_headers_ends_the_connection_and_is_no_second_response(
+    kind: str, fails: str, aiohttp_server: AiohttpServer
+) -> None:
+    """A page in the midst of a stream would be taken for the answer to the connection's next request."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if "kind" not in request.query:
+            return web.Response(text="plain")
+        session = None
+        if fails != "load":
+            session = await get_session(request)
+            session["a"] = 1
+        response = await prepared(request)
+        await response.write(b"12345")
+        storage.down = "load" if fails in ("load", "reload") else "save"
+        if session is None:
+            session = await get_session(request)
+        session["b"] = 2
+        if fails == "save":
+            await session.save()
+        elif fails == "reload":
+            await session.reload()
+        return response
+
+    storage = Failing()
+    server = await aiohttp_server(app_of(storage, handler))
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    for path in (f"/?kind={kind}", "/", "/"):
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nCookie: session={'A' * 43}\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"503" not in answer
+
+
+async def test_after_the_headers_an_idle_timeout_is_refused(serve: Serve) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        session = await get_session(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with pytest.raises(RuntimeError, match="another idle_timeout needs a new cookie"):
+            session.idle_timeout = 60
+        return response
+
+    client = await serve(stream)
+    async with client.get("/stream") as response:
+        assert response.status == 200

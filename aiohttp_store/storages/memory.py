@@ -62,12 +62,10 @@ class MemoryStorage(Storage):
             self._sweeper = asyncio.create_task(self._sweep())
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
-        now = self.clock()
-        return [self._find(key, now) for key in keys]
+        return [self.load_now(key) for key in keys]
 
     async def save(self, writes: Sequence[Write]) -> list[Outcome]:
-        now = self.clock()
-        return [self._save(write, now) for write in writes]
+        return [self.save_now(write) for write in writes]
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -81,12 +79,14 @@ class MemoryStorage(Storage):
                 await self._sweeper
             self._sweeper = None
 
-    def _find(self, key: str, now: float) -> Record | None:
+    def load_now(self, key: str) -> Record | None:
+        """Give one record at once."""
         held = self._held.get(key)
-        return held.record if held is not None and now < held.expires else None
+        return held.record if held is not None and self.clock() < held.expires else None
 
-    def _save(self, write: Write, now: float) -> Outcome:
-        found = self._find(write.key, now)
+    def save_now(self, write: Write) -> Outcome:
+        """Carry out one write at once."""
+        found = self.load_now(write.key)
         if found is None and write.expected is not None:
             return Gone()
         if found is not None and found.version != write.expected:
@@ -95,7 +95,7 @@ class MemoryStorage(Storage):
             self._held.pop(write.key, None)
             return Saved(b"")
         version = new_version()
-        self._held[write.key] = _Held(Record(version, write.data), now + write.ttl)
+        self._held[write.key] = _Held(Record(version, write.data), self.clock() + write.ttl)
         self._held.move_to_end(write.key)
         while len(self._held) > self.max_sessions:
             self._held.popitem(last=False)
@@ -107,8 +107,7 @@ class MemoryStorage(Storage):
             await asyncio.sleep(_SWEEP_EVERY)
             keys = list(self._held)
             for start in range(0, len(keys), _SWEEP_SLICE):
-                now = self.clock()
                 for key in keys[start : start + _SWEEP_SLICE]:
-                    if key in self._held and self._find(key, now) is None:
-                        del self._held[key]
+                    if self.load_now(key) is None:
+                        self._held.pop(key, None)
                 await asyncio.sleep(0)

@@ -1,0 +1,54 @@
+"""One writer at a time: those of one session queue up here instead of spinning on the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+__all__ = ["Turns"]
+
+
+class Turns:
+    """A queue for each name, which exists as long as somebody has the turn."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+
+    def take_now(self, *names: Hashable) -> bool:
+        """Take the turns if all of them are free."""
+        if any(name in self._waiting for name in names):
+            return False
+        for name in names:
+            self._waiting[name] = deque()
+        return True
+
+    def give(self, *names: Hashable) -> None:
+        """Give the turns to those who have waited longest."""
+        for name in names:
+            waiting = self._waiting[name]
+            while waiting:
+                future = waiting.popleft()
+                if not future.done():
+                    future.set_result(None)
+                    break
+            else:
+                del self._waiting[name]
+
+    @asynccontextmanager
+    async def of(self, name: Hashable) -> AsyncIterator[None]:
+        """Have the turn for the block, after those who came before."""
+        if not self.take_now(name):
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting[name].append(future)
+            try:
+                await future
+            except asyncio.CancelledError:
+                if not future.cancelled():  # it had the turn already
+                    self.give(name)
+                raise
+        try:
+            yield
+        finally:
+            self.give(name)
