@@ -62,6 +62,11 @@ class StorageURL:
             shown = re.sub(r"//.*@", "//***@", text.partition("?")[0], flags=re.DOTALL)
             raise ConfigError(f"{shown!r} is not a storage URL; write scheme://user:password@host:port/path?name=value")
         login, hosts = match["login"], match["hosts"]
+        if hosts and "@" in (match["path"] or ""):  # what comes before it is no host, but may be a password
+            raise ConfigError(
+                f"the user or password in the {match['scheme']}:// URL holds a '/'; "
+                "percent-encode them, as by urllib.parse.quote"
+            )
         user, colon, password = (login or "").partition(":")
         url = cls(
             scheme=match["scheme"].lower(),
@@ -193,4 +198,4 @@ def _convert(name: str, text: str, hint: Any) -> Any:
 
 
 def _is_secret(name: str) -> bool:
-    return "password" in name.lower() or "secret" in name.lower()
+    return any(word in name.lower() for word in ("password", "secret", "token", "authmechanismproperties"))

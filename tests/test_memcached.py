@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import ipaddress
 import secrets
 import socket
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import aiomcache
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from aiohttp_store import (
-    ConfigError,
-    Conflict,
-    Gone,
-    Outcome,
-    Record,
-    Saved,
-    SessionTooLarge,
-    StorageUnavailable,
-    Write,
-    open_storage,
-)
+from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, StorageUnavailable, Write, open_storage
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.memcached import MemcachedStorage, _Client
 
+from .certificates import make_certificates
+from .law import create, load, new_key, save
+from .proxy import Proxy
 from .servers import Memcached, free_port
+from .ticking import ticking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -44,117 +31,11 @@ if TYPE_CHECKING:
 DAY = 86_400
 
 
-def new_key() -> str:
-    return secrets.token_urlsafe(32)
-
-
-async def save(
-    storage: MemcachedStorage, key: str, data: bytes | None, expected: bytes | None = None, ttl: int = 60
-) -> Outcome:
-    (outcome,) = await storage.save([Write(key, expected, data, ttl)])
-    return outcome
-
-
-async def create(storage: MemcachedStorage, key: str, data: bytes = b"data", ttl: int = 60) -> bytes:
-    outcome = await save(storage, key, data, ttl=ttl)
-    assert isinstance(outcome, Saved)
-    return outcome.version
-
-
-async def load(storage: MemcachedStorage, key: str) -> Record:
-    (record,) = await storage.load([key])
-    assert record is not None
-    return record
-
-
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[MemcachedStorage]:
     async with open_storage(url) as storage:
         assert isinstance(storage, MemcachedStorage)
         yield storage
-
-
-@asynccontextmanager
-async def ticking(longest: float = 0.25) -> AsyncIterator[None]:
-    """Fail if the event loop stood still meanwhile."""
-    worst = 0.0
-
-    async def tick() -> None:
-        nonlocal worst
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            worst = max(worst, time.monotonic() - before)
-
-    task = asyncio.create_task(tick())
-    try:
-        yield
-    finally:
-        await asyncio.sleep(0.02)
-        task.cancel()
-    assert worst < longest
-
-
-class Proxy:
-    """Stands between a storage and its server; counts requests, and can hold back or lose answers."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.requests: list[bytes] = []
-        self.answering = asyncio.Event()
-        self.answering.set()
-        self.lose: Callable[[bytes], bool] = lambda request: False
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.connections = 0
-
-    async def __aenter__(self) -> Self:
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-        self.port = self.server.sockets[0].getsockname()[1]
-        self.url = f"memcached://127.0.0.1:{self.port}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.server.close()
-        for task in list(self.tasks):
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.tasks.add(task)
-        self.connections += 1
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        lost = 0  # answers still to be swallowed, so that the server has carried out the whole batch
-
-        async def forward() -> None:
-            nonlocal lost
-            while request := await reader.read(1 << 20):
-                self.requests.append(request)
-                if self.lose(request):
-                    self.lose = lambda request: False
-                    lost = request.count(b"session:")
-                server_writer.write(request)
-            writer.transport.abort()
-            server_writer.transport.abort()
-
-        forwarding = asyncio.create_task(forward())
-        try:
-            while answer := await server_reader.read(1 << 20):
-                await self.answering.wait()
-                if not lost:
-                    writer.write(answer)
-                elif (lost := lost - answer.count(b"\r\n")) <= 0:
-                    break
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            forwarding.cancel()
-            await asyncio.gather(forwarding, return_exceptions=True)
-            for end in (writer, server_writer):
-                end.transport.abort()
-            self.connections -= 1
-            self.tasks.discard(task)
 
 
 @pytest.fixture
@@ -172,7 +53,7 @@ async def storage(shared: Memcached) -> AsyncIterator[MemcachedStorage]:
 
 @pytest.fixture
 async def proxy(shared: Memcached) -> AsyncIterator[Proxy]:
-    async with Proxy(shared.port) as proxy:
+    async with Proxy(shared.url) as proxy:
         yield proxy
 
 
@@ -306,7 +187,8 @@ async def test_a_write_whose_answer_was_lost_is_saved(proxy: Proxy, known: str) 
             expected = await create(storage, key, b"first")
         if known == "loaded":
             expected = (await load(storage, key)).version
-        proxy.lose = lambda request: request.startswith((b"add", b"cas"))
+        proxy.matching = b"add session:" if known == "created" else b"cas session:"
+        proxy.lose_answers = 1
         proxy.requests.clear()
         outcome = await save(storage, key, b"second", expected)
         assert isinstance(outcome, Saved)
@@ -321,7 +203,7 @@ async def test_a_lost_answer_in_a_batch_leaves_every_outcome_right(proxy: Proxy)
         versions = {key: await create(storage, key) for key in (changed, removed)}
         for key in versions:
             versions[key] = (await load(storage, key)).version
-        proxy.lose = lambda request: b"add" in request
+        proxy.matching, proxy.lose_answers = b"add session:", 1
         outcomes = await storage.save(
             [
                 Write(made, None, b"made", 60),
@@ -338,14 +220,10 @@ async def test_a_lost_answer_in_a_batch_leaves_every_outcome_right(proxy: Proxy)
 async def test_an_answer_that_is_lost_twice_is_an_outage(proxy: Proxy) -> None:
     async with opened(proxy.url) as storage:
         await create(storage, new_key())
-
-        def always(request: bytes) -> bool:
-            asyncio.get_running_loop().call_soon(setattr, proxy, "lose", always)
-            return True  # the proxy forgets it after one request
-
-        proxy.lose = always
+        proxy.lose_answers = 10
         with pytest.raises(StorageUnavailable):
             await storage.load([new_key()])
+        assert proxy.lose_answers == 8
 
 
 # Cancellation, and the pool
@@ -518,7 +396,7 @@ async def test_a_server_that_hangs_up_does_not_freeze_the_loop(verb: str) -> Non
 async def test_aiomcaches_own_commands_are_safe_on_our_client(proxy: Proxy) -> None:
     client = _Client(aiomcache.Client("127.0.0.1", proxy.port, pool_size=1))
     key = new_key().encode()
-    proxy.lose = lambda request: request.startswith(b"delete")
+    proxy.matching, proxy.lose_answers = b"delete session:", 1
     key = b"session:" + key
     async with ticking():
         with pytest.raises(EOFError):
@@ -788,40 +666,16 @@ async def test_a_users_client_is_made_safe(proxy: Proxy) -> None:
 # TLS
 
 
-def certificate(folder: Path, name: str) -> Path:
-    """Write a certificate that is its own authority, for 127.0.0.1, and its key into one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / f"{name}.pem"
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return path
-
-
 @pytest.fixture
 def encrypted(tuned: Callable[..., Tuned], tmp_path: Path) -> tuple[Tuned, Path]:
-    pem = certificate(tmp_path, "server")
-    return tuned("-Z", "-o", f"ssl_chain_cert={pem},ssl_key={pem}"), pem
+    folder = make_certificates(tmp_path)
+    both = folder / "server.both"
+    return tuned("-Z", "-o", f"ssl_chain_cert={both},ssl_key={both}"), folder / "ca.pem"
 
 
 async def test_an_encrypted_connection_serves_every_verb(encrypted: tuple[Tuned, Path]) -> None:
-    server, pem = encrypted
-    async with opened(f"{server.url}?tls=true&tls_ca={pem}&pool_size=2") as storage:
+    server, ca = encrypted
+    async with opened(f"{server.url}?tls=true&tls_ca={ca}&pool_size=2") as storage:
         key = new_key()
         await create(storage, key, b"x" * 500_000)
         record = await load(storage, key)
@@ -836,7 +690,7 @@ async def test_an_encrypted_connection_serves_every_verb(encrypted: tuple[Tuned,
 
 async def test_a_servers_certificate_is_checked(encrypted: tuple[Tuned, Path], tmp_path: Path) -> None:
     server, _ = encrypted
-    other = certificate(tmp_path, "other")
+    other = make_certificates(tmp_path / "other") / "ca.pem"
     async with opened(f"{server.url}?tls=true&tls_ca={other}") as storage:
         with pytest.raises(StorageUnavailable, match="certificate"):
             await storage.load([new_key()])
@@ -850,9 +704,9 @@ async def test_plain_text_to_an_encrypted_server_is_an_outage(encrypted: tuple[T
 
 
 async def test_a_handshake_that_hangs_is_an_outage_within_the_deadline(tmp_path: Path) -> None:
-    pem = certificate(tmp_path, "server")
+    ca = make_certificates(tmp_path) / "ca.pem"
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"memcached://127.0.0.1:{silent.getsockname()[1]}?tls=true&tls_ca={pem}&timeout=0.3"
+        url = f"memcached://127.0.0.1:{silent.getsockname()[1]}?tls=true&tls_ca={ca}&timeout=0.3"
         async with opened(url) as storage, ticking():
             started = time.monotonic()
             with pytest.raises(StorageUnavailable, match=r"0\.3 s"):

@@ -5,24 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import ipaddress
 import secrets
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any
 
 import pymongo
 import pytest
 from bson import SON, DBRef, ObjectId
 from bson.raw_bson import RawBSONDocument
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient, WriteConcern
 from pymongo.monitoring import CommandListener
@@ -31,15 +25,17 @@ from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, S
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.mongodb import MongoDBStorage
 
+from .certificates import make_certificates
 from .conftest import Servers
+from .law import create, new_key
+from .proxy import Proxy
 from .servers import MongoDB
+from .ticking import ticking
 
 HOUR = datetime.timedelta(hours=1)
+# How these commands begin.
+UPDATE, DELETE, FIND = b"\x02update\0", b"\x02delete\0", b"\x02find\0"
 KINDS = {"mongodb": AsyncIOMotorClient, "mongodb+pymongo": AsyncMongoClient}
-
-
-def new_key() -> str:
-    return secrets.token_urlsafe(32)
 
 
 def now() -> datetime.datetime:
@@ -105,106 +101,19 @@ async def has_ttl_index(collection: Any) -> bool:
     return False
 
 
-@contextlib.asynccontextmanager
-async def ticking() -> AsyncIterator[None]:
-    """Fail where the event loop stood still for a fifth of a second."""
-    longest = 0.0
-
-    async def tick() -> None:
-        nonlocal longest
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(0.01)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-
-    task = asyncio.create_task(tick())
-    await asyncio.sleep(0)  # so that it has read its first time
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-    assert longest < 0.2
-
-
-class Proxy:
-    """Forwards to a server, and may lose the answer to a command, or hold everything back."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.lose = b""
-        self.lost = 0
-        self.seen: list[bytes] = []
-        self.open_connections = 0
-
-    async def __aenter__(self) -> Self:
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self.server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.server.close()
-        async with asyncio.timeout(5):
-            await self.server.wait_closed()
-            while self.open_connections:
-                await asyncio.sleep(0.01)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open_connections += 1
-        losing = False
-        try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
-
-            async def answers() -> None:
-                while data := await server_reader.read(65536):
-                    if losing:
-                        break
-                    writer.write(data)
-                    await writer.drain()
-                writer.close()
-
-            task = asyncio.create_task(answers())
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(65536):
-                    for command in (b"update", b"delete", b"find"):
-                        if b"\x02" + command + b"\0" in data:
-                            self.seen.append(command)
-                    if self.lose and self.lost == 0 and b"\x02" + self.lose + b"\0" in data:
-                        losing = True
-                        self.lost += 1
-                    server_writer.write(data)
-                    await server_writer.drain()
-            server_writer.close()
-            await asyncio.wait({task})
-            with contextlib.suppress(ConnectionError):
-                task.result()
-                await server_writer.wait_closed()
-        finally:
-            writer.close()
-            self.open_connections -= 1
-
-
 @pytest.fixture
 async def proxy(shared: str) -> AsyncIterator[Proxy]:
-    port = urlsplit(shared).port
-    assert port
-    async with Proxy(port) as running:
+    async with Proxy(shared) as running:
         yield running
 
 
 @pytest.fixture
 async def proxied(proxy: Proxy, scheme: str, space: str) -> AsyncIterator[MongoDBStorage]:
-    async with open_storage(f"{scheme}://127.0.0.1:{proxy.port}/sessions?collection={space}") as opened:
+    async with open_storage(with_scheme(scheme, proxy.url, f"collection={space}")) as opened:
         assert isinstance(opened, MongoDBStorage)
         await opened.load([new_key()])
-        proxy.seen.clear()
+        proxy.requests.clear()
         yield opened
-
-
-async def create(storage: MongoDBStorage, key: str, data: bytes = b"data", ttl: int = 60) -> bytes:
-    (outcome,) = await storage.save([Write(key, None, data, ttl)])
-    assert isinstance(outcome, Saved)
-    return outcome.version
 
 
 # The URL
@@ -568,54 +477,54 @@ async def test_a_client_without_time_outs_leaves_no_call_behind(scheme: str, own
 
 
 async def test_a_create_whose_answer_was_lost_is_saved(proxied: MongoDBStorage, proxy: Proxy) -> None:
-    proxy.lose = b"update"
+    proxy.matching, proxy.lose_answers = UPDATE, 1
     (outcome,) = await proxied.save([Write(key := new_key(), None, b"once", 60)])
-    assert proxy.lost == 1
+    assert proxy.lose_answers == 0
     assert isinstance(outcome, Saved)
-    assert proxy.seen.count(b"update") == 2
+    assert sum(UPDATE in request for request in proxy.requests) == 2
     assert (await proxied.load([key]))[0] == (outcome.version, b"once")
 
 
 async def test_an_update_whose_answer_was_lost_is_saved(proxied: MongoDBStorage, proxy: Proxy) -> None:
     version = await create(proxied, key := new_key())
-    proxy.seen.clear()
-    proxy.lose = b"update"
+    proxy.requests.clear()
+    proxy.matching, proxy.lose_answers = UPDATE, 1
     (outcome,) = await proxied.save([Write(key, version, b"once", 60)])
-    assert proxy.lost == 1
+    assert proxy.lose_answers == 0
     assert isinstance(outcome, Saved)
-    assert proxy.seen.count(b"update") == 2
+    assert sum(UPDATE in request for request in proxy.requests) == 2
     assert (await proxied.load([key]))[0] == (outcome.version, b"once")
 
 
 async def test_a_removal_whose_answer_was_lost_is_gone(proxied: MongoDBStorage, proxy: Proxy) -> None:
     version = await create(proxied, key := new_key())
-    proxy.lose = b"delete"
+    proxy.matching, proxy.lose_answers = DELETE, 1
     assert await proxied.save([Write(key, version, None, 60)]) == [Gone()]
-    assert proxy.lost == 1
+    assert proxy.lose_answers == 0
     assert await proxied.load([key]) == [None]
 
 
 async def test_a_batch_that_lost_one_answer_is_saved(proxied: MongoDBStorage, proxy: Proxy) -> None:
     keys = [new_key() for _ in range(30)]
-    proxy.lose = b"update"
+    proxy.matching, proxy.lose_answers = UPDATE, 1
     outcomes = await proxied.save([Write(key, None, key.encode(), 60) for key in keys])
-    assert proxy.lost == 1
+    assert proxy.lose_answers == 0
     assert all(isinstance(outcome, Saved) for outcome in outcomes)
     assert [record and record.data for record in await proxied.load(keys)] == [key.encode() for key in keys]
 
 
-@pytest.mark.parametrize("command", [b"find", b"delete"])
+@pytest.mark.parametrize("command", [FIND, DELETE], ids=["find", "delete"])
 async def test_a_load_or_delete_whose_answer_was_lost_is_done_again(
     proxied: MongoDBStorage, proxy: Proxy, command: bytes
 ) -> None:
     await create(proxied, key := new_key())
-    proxy.lose = command
-    if command == b"find":
+    proxy.matching, proxy.lose_answers = command, 1
+    if command == FIND:
         assert (await proxied.load([key]))[0] is not None
     else:
         await proxied.delete([key])
         assert await proxied.load([key]) == [None]
-    assert proxy.lost == 1
+    assert proxy.lose_answers == 0
 
 
 # Outages
@@ -758,38 +667,16 @@ async def test_a_cancelled_call_goes_on_to_its_end_and_is_waited_for_at_close(
 
 
 class TLSMongoDB(MongoDB):
-    def command(self) -> list[str]:
-        files = ("--tls-cert-file", str(self.folder / "cert.pem"), "--tls-key-file", str(self.folder / "key.pem"))
-        if not super().command()[0].endswith("secantusd-py"):
-            (self.folder / "both.pem").write_bytes(
-                (self.folder / "cert.pem").read_bytes() + (self.folder / "key.pem").read_bytes()
-            )
-            files = ("--tlsMode", "requireTLS", "--tlsCertificateKeyFile", str(self.folder / "both.pem"))
-        return [*super().command(), *files]
-
     def prepare(self) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now() - HOUR)
-            .not_valid_after(now() + 24 * HOUR)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        (self.folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (self.folder / "key.pem").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        super().prepare()
+        make_certificates(self.folder)
+
+    def command(self) -> list[str]:
+        command = super().command()
+        if command[0].endswith("mongod"):
+            return [*command, "--tlsMode", "requireTLS", "--tlsCertificateKeyFile", str(self.folder / "server.both")]
+        files = ("--tls-cert-file", str(self.folder / "server.pem"), "--tls-key-file", str(self.folder / "server.key"))
+        return [*command, *files]
 
 
 @pytest.fixture
@@ -801,7 +688,7 @@ def encrypted(tmp_path: Path) -> Iterator[TLSMongoDB]:
 
 
 async def test_a_connection_is_encrypted_and_the_server_known(scheme: str, encrypted: TLSMongoDB) -> None:
-    ca = encrypted.folder / "cert.pem"
+    ca = encrypted.folder / "ca.pem"
     async with open_storage(with_scheme(scheme, encrypted.url, f"tls=true&tlsCAFile={ca}")) as storage:
         assert isinstance(storage, MongoDBStorage)
         await create(storage, key := new_key())

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import gc
-import ipaddress
 import logging
 import secrets
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiomysql  # type: ignore[import-untyped]
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from pymysql.constants import CLIENT  # type: ignore[import-untyped]
 
 from aiohttp_store import (
     ConfigError,
     Conflict,
     Gone,
-    Outcome,
     Record,
     Saved,
     SessionTooLarge,
@@ -38,49 +32,15 @@ from aiohttp_store.storages import mysql, storage_from_url
 from aiohttp_store.storages.mysql import MySQLStorage
 from aiohttp_store.url import StorageURL
 
+from .certificates import make_certificates
 from .conftest import Servers
+from .law import create, data_of, new_key, save
+from .proxy import Proxy
 from .servers import MariaDB
+from .ticking import ticking
 
 PASSWORD = "s@crêt"
 TIMEOUT = 0.8
-
-
-def make_certificates(folder: Path) -> None:
-    """Write ca.pem, and server.pem and client.pem with their keys."""
-    now = dt.datetime.now(dt.UTC)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-
-    def make(name: x509.Name, key: ec.EllipticCurvePrivateKey, ca: bool) -> x509.Certificate:
-        usage = x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(ca_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca, None), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
-            .sign(ca_key, hashes.SHA256())
-        )
-
-    (folder / "ca.pem").write_bytes(make(ca_name, ca_key, True).public_bytes(serialization.Encoding.PEM))
-    for name in ("server", "client"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = make(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, False)
-        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (folder / f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
 
 
 class Private(MariaDB):
@@ -162,127 +122,15 @@ async def storage(url: str) -> AsyncIterator[MySQLStorage]:
         yield opened
 
 
-class Proxy:
-    """Passes bytes on to a port, and loses what a test tells it to lose."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.lose_requests = 0
-        self.lose_answers = 0
-        self.mute = False
-        self.connections = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = int(self._server.sockets[0].getsockname()[1])
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._writers.append(writer)
-        if self.mute:
-            return
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers.append(up_writer)
-        for pump in (self._requests(reader, up_writer, writer), self._answers(up_reader, writer, up_writer)):
-            task = asyncio.create_task(pump)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _requests(
-        self, reader: asyncio.StreamReader, to: asyncio.StreamWriter, back: asyncio.StreamWriter
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                if self.lose_requests:
-                    self.lose_requests -= 1
-                    back.close()
-                    break
-                to.write(data)
-        to.close()
-
-    async def _answers(
-        self, reader: asyncio.StreamReader, to: asyncio.StreamWriter, back: asyncio.StreamWriter
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                if self.lose_answers:
-                    self.lose_answers -= 1
-                    with contextlib.suppress(TimeoutError):  # the answers to a transaction come in several pieces
-                        while await asyncio.wait_for(reader.read(1 << 16), 0.1):
-                            pass
-                    back.close()
-                    break
-                to.write(data)
-        to.close()
-
-
 @pytest.fixture
-async def proxy(server: Private) -> AsyncIterator[Proxy]:
-    async with Proxy(server.port) as running:
+async def proxy(url: str) -> AsyncIterator[Proxy]:
+    async with Proxy(url) as running:
         yield running
-
-
-def through(proxy: Proxy, url: str) -> str:
-    return url.replace(f":{proxy.target}/", f":{proxy.port}/")
-
-
-def new_key() -> str:
-    return secrets.token_urlsafe(32)
-
-
-async def save(
-    storage: MySQLStorage, key: str, data: bytes | None, expected: bytes | None = None, ttl: int = 60
-) -> Outcome:
-    (outcome,) = await storage.save([Write(key, expected, data, ttl)])
-    return outcome
-
-
-async def create(storage: MySQLStorage, key: str, data: bytes = b"data", ttl: int = 60) -> bytes:
-    outcome = await save(storage, key, data, ttl=ttl)
-    assert isinstance(outcome, Saved)
-    return outcome.version
-
-
-async def data_of(storage: MySQLStorage, key: str) -> bytes | None:
-    (record,) = await storage.load([key])
-    return None if record is None else record.data
 
 
 async def expire(root: Any, table: str, *keys: str) -> None:
     wanted = ",".join(f"'{key}'" for key in keys)
     await ask(root, f"UPDATE {table} SET expires=UTC_TIMESTAMP(6) - INTERVAL 1 SECOND WHERE id IN ({wanted})")
-
-
-@contextlib.asynccontextmanager
-async def ticking(most: float = 0.3) -> AsyncIterator[None]:
-    """Fail where the event loop stood still for longer than `most`."""
-    loop = asyncio.get_running_loop()
-    worst = 0.0
-
-    async def tick() -> None:
-        nonlocal worst
-        while True:
-            before = loop.time()
-            await asyncio.sleep(0.01)
-            worst = max(worst, loop.time() - before)
-
-    task = asyncio.create_task(tick())
-    yield
-    task.cancel()
-    assert worst < most
 
 
 # The URL
@@ -328,10 +176,10 @@ async def test_a_unix_socket_takes_the_place_of_a_host(server: Private, table: s
         assert str(path) in repr(storage)
 
 
-async def test_no_more_connections_than_pool_size_are_open(proxy: Proxy, url: str) -> None:
-    async with open_storage(through(proxy, url) + "&pool_size=2") as storage:
+async def test_no_more_connections_than_pool_size_are_open(proxy: Proxy) -> None:
+    async with open_storage(f"{proxy.url}&pool_size=2") as storage:
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(30)))
-        assert proxy.connections == 2
+        assert proxy.accepted == 2
 
 
 # TLS
@@ -439,10 +287,10 @@ async def test_a_server_of_another_kind_is_told(greeting: bytes) -> None:
                 await storage.load([new_key()])
 
 
-async def test_a_server_that_accepts_and_says_nothing_is_told_in_time(proxy: Proxy, hasty_url: str) -> None:
+async def test_a_server_that_accepts_and_says_nothing_is_told_in_time(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
-    proxy.mute = True
-    async with open_storage(through(proxy, hasty_url)) as storage:
+    proxy.answering.clear()
+    async with open_storage(f"{proxy.url}&timeout={TIMEOUT}") as storage:
         before = loop.time()
         with pytest.raises(StorageUnavailable, match="did not answer"):
             await storage.load([new_key()])
@@ -525,30 +373,29 @@ async def test_a_server_that_times_idle_connections_out_is_not_noticed(root: Any
         assert isinstance(await save(storage, key, b"more", version), Saved)
 
 
-async def test_a_connection_that_was_idle_for_long_is_not_used(
-    proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with open_storage(through(proxy, url)) as storage:
-        before = proxy.connections
+async def test_a_connection_that_was_idle_for_long_is_not_used(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_storage(proxy.url) as storage:
+        before = proxy.accepted
         await storage.load([new_key()])
-        assert proxy.connections == before
+        assert proxy.accepted == before
         monkeypatch.setattr(mysql, "_IDLE", 0.0)
         await storage.load([new_key()])
-        assert proxy.connections == before + 1
+        assert proxy.accepted == before + 1
 
 
-async def test_a_slow_connect_does_not_hold_up_free_connections(proxy: Proxy, hasty_url: str) -> None:
+async def test_a_slow_connect_does_not_hold_up_free_connections(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
-    async with open_storage(through(proxy, hasty_url)) as storage:
-        await storage.load([new_key()])
-        proxy.mute = True
-        calls = [asyncio.create_task(storage.load([new_key()])) for _ in range(2)]
-        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # the other one waits for its connection
-        before = loop.time()
-        assert await storage.load([new_key()]) == [None]
-        assert loop.time() - before < TIMEOUT / 2
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        assert sorted(type(result).__name__ for result in results) == ["StorageUnavailable", "list"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with open_storage(f"{proxy.url}&timeout={TIMEOUT}") as storage:
+            await storage.load([new_key()])
+            proxy.target = silent.getsockname()[1]
+            calls = [asyncio.create_task(storage.load([new_key()])) for _ in range(2)]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # the other one waits for its connection
+            before = loop.time()
+            assert await storage.load([new_key()]) == [None]
+            assert loop.time() - before < TIMEOUT / 2
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert sorted(type(result).__name__ for result in results) == ["StorageUnavailable", "list"]
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -577,8 +424,8 @@ async def test_waiters_get_the_place_of_a_connection_that_was_closed(
 # Lost answers
 
 
-async def test_a_create_whose_answer_was_lost_is_saved_once(proxy: Proxy, url: str) -> None:
-    async with open_storage(through(proxy, url)) as storage:
+async def test_a_create_whose_answer_was_lost_is_saved_once(proxy: Proxy) -> None:
+    async with open_storage(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         key = new_key()
         proxy.lose_answers = 1
@@ -587,8 +434,8 @@ async def test_a_create_whose_answer_was_lost_is_saved_once(proxy: Proxy, url: s
         assert await storage.load([key]) == [(version, b"data")]
 
 
-async def test_an_update_whose_answer_was_lost_is_saved_once(proxy: Proxy, url: str) -> None:
-    async with open_storage(through(proxy, url)) as storage:
+async def test_an_update_whose_answer_was_lost_is_saved_once(proxy: Proxy) -> None:
+    async with open_storage(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         keys = sorted(new_key() for _ in range(8))
         versions = [await create(storage, key) for key in keys]
@@ -601,8 +448,8 @@ async def test_an_update_whose_answer_was_lost_is_saved_once(proxy: Proxy, url: 
             assert record.data == b"more"
 
 
-async def test_a_removal_whose_answer_was_lost_leaves_nothing(proxy: Proxy, url: str) -> None:
-    async with open_storage(through(proxy, url)) as storage:
+async def test_a_removal_whose_answer_was_lost_leaves_nothing(proxy: Proxy) -> None:
+    async with open_storage(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         proxy.lose_answers = 1
@@ -614,8 +461,8 @@ async def test_a_removal_whose_answer_was_lost_leaves_nothing(proxy: Proxy, url:
         assert await storage.load([key]) == [None]
 
 
-async def test_a_write_that_never_arrived_is_saved(proxy: Proxy, url: str) -> None:
-    async with open_storage(through(proxy, url)) as storage:
+async def test_a_write_that_never_arrived_is_saved(proxy: Proxy) -> None:
+    async with open_storage(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         proxy.lose_requests = 1
@@ -623,8 +470,8 @@ async def test_a_write_that_never_arrived_is_saved(proxy: Proxy, url: str) -> No
         assert await data_of(storage, key) == b"more"
 
 
-async def test_a_second_loss_is_told(proxy: Proxy, url: str) -> None:
-    async with open_storage(through(proxy, url)) as storage:
+async def test_a_second_loss_is_told(proxy: Proxy) -> None:
+    async with open_storage(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         proxy.lose_requests = 2

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import gc
-import ipaddress
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import redis as sync_redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -37,8 +31,12 @@ from aiohttp_store.storages import redis as module
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.redis import RedisStorage
 
+from .certificates import make_certificates
+from .law import create, new_key
+from .proxy import Proxy
 from .servers import Redis as RedisServer
-from .servers import Server, free_port, program
+from .servers import Server, free_port
+from .ticking import ticking
 
 
 @pytest.fixture(scope="module")
@@ -79,75 +77,10 @@ async def opened(server: Server, **parameters: object) -> AsyncIterator[RedisSto
         yield storage
 
 
-class Proxy:
-    """Stands between a storage and its server, and loses answers."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.lose = 0
-        """How many answers to EVALSHA are still to be lost, each with its connection."""
-        self.meanwhile: Callable[[], Awaitable[object]] | None = None
-        self.port = 0
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._server.close()
-        self.disconnect()
-        await self._server.wait_closed()
-        await asyncio.sleep(0.01)  # the pumps see the end
-
-    def disconnect(self) -> None:
-        for writer in self._writers:
-            writer.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers |= {writer, back}
-        losing = asyncio.Event()
-
-        async def requests() -> None:
-            while data := await reader.read(1 << 16):
-                if b"EVALSHA" in data and self.lose:
-                    self.lose -= 1
-                    losing.set()
-                back.write(data)
-                await back.drain()
-
-        async def answers() -> None:
-            while data := await there.read(1 << 16):
-                if losing.is_set():
-                    if self.meanwhile is not None:
-                        await self.meanwhile()
-                    return
-                writer.write(data)
-                await writer.drain()
-
-        pumps = [asyncio.create_task(requests()), asyncio.create_task(answers())]
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-        writer.close()
-        back.close()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-
-def new_key() -> str:
-    return secrets.token_urlsafe(32)
-
-
-async def create(storage: RedisStorage, key: str, data: bytes = b"data") -> bytes:
-    (outcome,) = await storage.save([Write(key, None, data, 60)])
-    assert isinstance(outcome, Saved)
-    return outcome.version
+@pytest.fixture
+async def proxy(server: Server) -> AsyncIterator[Proxy]:
+    async with Proxy(server.url, matching=b"EVALSHA") as running:
+        yield running
 
 
 async def fails(verb: Awaitable[object], within: float) -> str:
@@ -298,7 +231,7 @@ async def test_a_read_only_replica_is_an_outage(own: Server) -> None:
 
 
 async def test_after_a_failover_the_next_write_finds_the_new_primary(own: Server, other: Server) -> None:
-    async with Proxy(own.port) as proxy, open_storage(proxy.url) as storage, admin(own) as client:
+    async with Proxy(own.url) as proxy, open_storage(proxy.url) as storage, admin(own) as client:
         keys = [new_key() for _ in range(8)]
         await asyncio.gather(*(storage.load([key]) for key in keys))  # several connections to the old one
         proxy.target = other.port
@@ -311,39 +244,39 @@ async def test_after_a_failover_the_next_write_finds_the_new_primary(own: Server
 # Lost answers
 
 
-async def test_a_create_whose_answer_was_lost_is_saved(server: Server) -> None:
+async def test_a_create_whose_answer_was_lost_is_saved(server: Server, proxy: Proxy) -> None:
     key = new_key()
-    async with Proxy(server.port) as proxy, open_storage(proxy.url) as storage, opened(server) as direct:
+    async with open_storage(proxy.url) as storage, opened(server) as direct:
         await create(direct, new_key())  # the script is there
-        proxy.lose = 1
+        proxy.lose_answers = 1
         (outcome,) = await storage.save([Write(key, None, b"data", 60)])
         assert isinstance(outcome, Saved)
-        assert proxy.lose == 0
+        assert proxy.lose_answers == 0
         assert await direct.load([key]) == [Record(outcome.version, b"data")]
 
 
-async def test_an_update_whose_answer_was_lost_is_saved(server: Server) -> None:
+async def test_an_update_whose_answer_was_lost_is_saved(server: Server, proxy: Proxy) -> None:
     key = new_key()
-    async with Proxy(server.port) as proxy, open_storage(proxy.url) as storage, opened(server) as direct:
+    async with open_storage(proxy.url) as storage, opened(server) as direct:
         version = await create(direct, key)
-        proxy.lose = 1
+        proxy.lose_answers = 1
         (outcome,) = await storage.save([Write(key, version, b"more", 60)])
         assert isinstance(outcome, Saved)
         assert await direct.load([key]) == [Record(outcome.version, b"more")]
 
 
-async def test_a_removal_whose_answer_was_lost_has_removed(server: Server) -> None:
+async def test_a_removal_whose_answer_was_lost_has_removed(server: Server, proxy: Proxy) -> None:
     key = new_key()
-    async with Proxy(server.port) as proxy, open_storage(proxy.url) as storage, opened(server) as direct:
+    async with open_storage(proxy.url) as storage, opened(server) as direct:
         version = await create(direct, key)
-        proxy.lose = 1
+        proxy.lose_answers = 1
         assert await storage.save([Write(key, version, None, 60)]) == [Gone()]
         assert await direct.load([key]) == [None]
 
 
-async def test_a_write_that_came_between_is_a_conflict_and_not_overwritten(server: Server) -> None:
+async def test_a_write_that_came_between_is_a_conflict_and_not_overwritten(server: Server, proxy: Proxy) -> None:
     key = new_key()
-    async with Proxy(server.port) as proxy, open_storage(proxy.url) as storage, opened(server) as direct:
+    async with open_storage(proxy.url) as storage, opened(server) as direct:
         version = await create(direct, key)
 
         async def write_another() -> None:
@@ -352,28 +285,29 @@ async def test_a_write_that_came_between_is_a_conflict_and_not_overwritten(serve
             assert record.data == b"mine"
             await direct.save([Write(key, record.version, b"theirs", 60)])
 
-        proxy.lose, proxy.meanwhile = 1, write_another
+        proxy.lose_answers, proxy.meanwhile = 1, write_another
         (outcome,) = await storage.save([Write(key, version, b"mine", 60)])
         assert isinstance(outcome, Conflict)
         assert outcome.record.data == b"theirs"
 
 
-async def test_a_write_is_tried_twice_and_not_more(server: Server) -> None:
-    async with Proxy(server.port) as proxy, open_storage(proxy.url) as storage, opened(server) as direct:
+async def test_a_write_is_tried_twice_and_not_more(server: Server, proxy: Proxy) -> None:
+    async with open_storage(proxy.url) as storage, opened(server) as direct:
         await create(direct, new_key())
-        proxy.lose = 10
+        proxy.lose_answers = 10
         await fails(storage.save([Write(new_key(), None, b"data", 60)]), 1)
-        assert proxy.lose == 8
+        assert proxy.lose_answers == 8
 
 
-async def test_a_lost_answer_is_tried_again_with_a_users_client_that_does_not_retry(server: Server) -> None:
+async def test_a_lost_answer_is_tried_again_with_a_users_client_that_does_not_retry(
+    server: Server, proxy: Proxy
+) -> None:
     async with (
-        Proxy(server.port) as proxy,
         Redis(host="127.0.0.1", port=proxy.port, retry=Retry(NoBackoff(), 0)) as client,
         opened(server) as direct,
     ):
         await create(direct, new_key())
-        proxy.lose = 1
+        proxy.lose_answers = 1
         await create(RedisStorage(client), new_key())
 
 
@@ -412,15 +346,6 @@ async def test_a_paused_server_is_an_outage_in_time_and_holds_up_nothing_else(ow
     key = new_key()
     async with opened(own, timeout=0.5) as storage:
         version = await create(storage, key)
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.01)
-                ticks += 1
-
-        ticking = asyncio.create_task(tick())
         own.pause()
         try:
             verbs = [
@@ -428,11 +353,10 @@ async def test_a_paused_server_is_an_outage_in_time_and_holds_up_nothing_else(ow
                 storage.save([Write(key, version, b"x" * 100_000, 60)]),
                 storage.delete([new_key()]),
             ]
-            messages = await asyncio.gather(*(fails(verb, 1.0) for verb in verbs))
+            async with ticking():
+                messages = await asyncio.gather(*(fails(verb, 1.0) for verb in verbs))
         finally:
             own.resume()
-        ticking.cancel()
-        assert ticks > 25
         assert all("0.5 s" in message for message in messages)
         assert (await storage.load([key]))[0] is not None
 
@@ -500,16 +424,18 @@ async def test_connections_that_the_server_closed_are_replaced_unnoticed(own: Se
         await asyncio.gather(*(create(storage, key) for key in keys))
 
 
-async def test_a_connection_that_was_closed_while_idle_does_not_use_up_the_second_try(server: Server) -> None:
-    async with Proxy(server.port) as proxy, open_storage(proxy.url) as storage, opened(server) as direct:
+async def test_a_connection_that_was_closed_while_idle_does_not_use_up_the_second_try(
+    server: Server, proxy: Proxy
+) -> None:
+    async with open_storage(proxy.url) as storage, opened(server) as direct:
         await create(direct, new_key())
         await storage.load([new_key()])
-        proxy.disconnect()
+        proxy.cut()
         await asyncio.sleep(0.05)  # the storage's side sees the end
-        proxy.lose = 1
+        proxy.lose_answers = 1
         (outcome,) = await storage.save([Write(new_key(), None, b"data", 60)])
         assert isinstance(outcome, Saved)
-        assert proxy.lose == 0
+        assert proxy.lose_answers == 0
 
 
 # Passwords
@@ -789,53 +715,10 @@ class TLSServer(RedisServer):
 
     def command(self) -> list[str]:
         return [
-            program("redis-server", "valkey-server"),
-            *(
-                "--port",
-                "0",
-                "--tls-port",
-                str(self.port),
-                "--bind",
-                "127.0.0.1",
-                "--dir",
-                str(self.folder),
-                "--save",
-                "",
-            ),
+            *(*super().command(), "--port", "0", "--tls-port", str(self.port)),
             *("--tls-cert-file", str(self.folder / "server.pem"), "--tls-key-file", str(self.folder / "server.key")),
             *("--tls-ca-cert-file", str(self.folder / "ca.pem"), "--tls-auth-clients", "yes"),
         ]
-
-
-def make_certificates(folder: Path) -> None:
-    """Write ca.pem, and server.pem and client.pem with their keys; client.both holds both."""
-    now = datetime.datetime.now(datetime.UTC)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
-    for name in ("ca", "server", "client"):
-        key = ca_key if name == "ca" else ec.generate_private_key(ec.SECP256R1())
-        subject = ca_name if name == "ca" else x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(ca_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
-            .sign(ca_key, hashes.SHA256())
-        )
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        secret = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{name}.pem").write_bytes(pem)
-        (folder / f"{name}.key").write_bytes(secret)
-        (folder / f"{name}.both").write_bytes(secret + pem)
 
 
 @pytest.fixture(scope="module")

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 
 import pytest
 
 from aiohttp_store import Conflict, Gone, Saved, SessionTooLarge, Storage, Write, open_storage
 
+from .law import create, data_of, load, new_key, save
+
 DAY = 86_400
 
 
-def new_key() -> str:
-    return secrets.token_urlsafe(32)
-
-
-async def save(
-    storage: Storage, key: str, data: bytes | None, expected: bytes | None = None, ttl: int = 60
-) -> Saved | Conflict | Gone:
-    (outcome,) = await storage.save([Write(key, expected, data, ttl)])
-    return outcome
-
-
-async def create(storage: Storage, key: str, data: bytes = b"data", ttl: int = 60) -> bytes:
-    outcome = await save(storage, key, data, ttl=ttl)
-    assert isinstance(outcome, Saved)
-    return outcome.version
-
-
 async def version_of(storage: Storage, key: str) -> bytes:
-    (record,) = await storage.load([key])
-    assert record is not None
-    return record.version
-
-
-async def data_of(storage: Storage, key: str) -> bytes | None:
-    (record,) = await storage.load([key])
-    return None if record is None else record.data
+    return (await load(storage, key)).version
 
 
 async def test_a_missing_key_loads_as_none(storage: Storage) -> None:

@@ -50,6 +50,19 @@ def test_no_error_shows_a_password(text: str) -> None:
     assert "geheim" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["mongodb://user:gehe/im@host/db", "redis://user:123/im@host/0"])
+def test_a_password_that_is_not_encoded_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(ConfigError, match="percent-encode") as caught:
+        StorageURL.parse(text)
+    for part in ("gehe", "123", "im@"):
+        assert part not in str(caught.value)
+
+
+def test_a_token_among_the_parameters_is_not_shown() -> None:
+    url = StorageURL.parse("mongodb://h/db?authMechanismProperties=AWS_SESSION_TOKEN:geheim")
+    assert "geheim" not in f"{url} {url!r}"
+
+
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_a_url_shows_neither_its_password_nor_secret_parameters(password: str, secret: str) -> None:
     from urllib.parse import quote

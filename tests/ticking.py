@@ -1,0 +1,32 @@
+"""Shows that the event loop goes on while a test waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+@asynccontextmanager
+async def ticking(longest: float = 0.2) -> AsyncIterator[None]:
+    """Fail where the event loop stood still for as many seconds as `longest`."""
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            worst, last = max(worst, now - last), now
+
+    task = asyncio.create_task(tick())
+    await asyncio.sleep(0)  # it reads its first time
+    try:
+        yield
+        await asyncio.sleep(0.02)  # and the time after the last wait
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    assert worst < longest
