@@ -32,8 +32,7 @@ class _Visit:
     session: Session | None = None
     failure: StorageUnavailable | None = None
     loading: asyncio.Lock | None = None
-    sealed = False
-    ended = False
+    sealed = False  # the headers are sent, or the response is on its way
 
     def __init__(self, keeper: Keeper, outer: _Visit | None) -> None:
         self.keeper = keeper
@@ -172,7 +171,7 @@ def _middleware(keeper: Keeper) -> Middleware:
         else:
             return response
         finally:
-            visit.ended = visit.sealed = True
+            visit.sealed = True
             if visit.session is not None:
                 visit.session._sealed = True
             if outer is not None:
@@ -203,7 +202,7 @@ async def _save_before_headers(keeper: Keeper, request: web.Request, response: w
     visit: _Visit | None = request.get(_VISIT)
     while visit is not None and visit.keeper is not keeper:
         visit = visit.outer
-    if visit is None or visit.ended:  # saved already, or the error page of a crashed handler
+    if visit is None or visit.sealed:  # saved already, or the error page of a crashed handler
         return
     session = visit.session
     if session is None:
@@ -220,7 +219,7 @@ async def _save_before_headers(keeper: Keeper, request: web.Request, response: w
 
 def _vary_on_failure(visit: _Visit, response: web.StreamResponse) -> None:
     """Keep the page that a handler shows while the storage is down from those who have a session."""
-    if visit.failure is not None and not visit.sealed:
+    if visit.failure is not None:
         add_vary(response.headers)
 
 

@@ -171,6 +171,30 @@ async def test_a_logout_during_a_renewal_wins(serve: Serve, storage_url: str) ->
     assert await live_ids(client, old) == []
 
 
+@pytest.mark.parametrize("then", ["/logout", "/renew", "/put?b=2"])
+async def test_a_renewal_that_meets_another_request_leaves_no_record_behind(then: str, serve: Serve) -> None:
+    storage = Remote()
+    client, barrier = await start(serve, storage)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    await get(client, then, old)
+    barrier.go.set()
+    await late
+    await client.close()
+    assert len(storage._held) == (0 if then == "/logout" else 1)
+
+
+async def test_a_gone_session_sends_no_cookie_though_its_signature_is_old(serve: Serve) -> None:
+    storage = Remote()
+    before, _ = await start(serve, storage, secret=SECRETS[1])
+    old = await begin(before)
+    client, barrier = await start(serve, storage, secret=SECRETS)
+    late = await held(client, barrier, "write", old)
+    await get(client, "/logout", old)
+    barrier.go.set()
+    assert await late == (None, None)
+
+
 async def test_a_write_during_a_renewal_moves_with_it(serve: Serve, storage_url: str) -> None:
     client, barrier = await start(serve, storage_url)
     old = await begin(client)

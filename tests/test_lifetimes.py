@@ -140,9 +140,11 @@ async def test_a_read_prolongs_at_most_once_per_twentieth_of_the_idle_timeout(vi
 
 async def test_polling_does_not_prolong(visitor: Visitor) -> None:
     await visitor.get("/begin")
+    version = (await visitor.record()).version[:8]
     for _ in range(3):
         visitor.wait(HOUR * 0.3)
         assert await visitor.get("/read?poll=1") == {"a": 1}
+        assert (await visitor.record()).version[:8] == version  # nor does it write
     visitor.wait(HOUR * 0.1)
     assert await visitor.get("/read?poll=1") == {}
 

@@ -121,21 +121,26 @@ async def test_a_stream_carries_the_cookie_and_its_body_is_whole(kind: str, aioh
 
 
 async def test_writing_to_a_stream_whose_save_failed_is_refused(aiohttp_server: AiohttpServer) -> None:
+    refused = []
+
     async def handler(request: web.Request) -> web.StreamResponse:
         (await get_session(request))["a"] = 1
         response = web.StreamResponse()
         with pytest.raises(StorageUnavailable):
             await response.prepare(request)
-        assert not response.prepared
-        await response.write(b"a body without headers")
-        return response
+        try:
+            await response.write(b"a body without headers")
+        except RuntimeError as error:
+            refused.append((response.prepared, str(error)))
+        return web.Response(status=500)
 
     storage = Failing()
     server = await aiohttp_server(app_of(storage, handler))
     storage.down = "save"
     start, body = await exchange(server.port, "/")
-    assert start.startswith(b"HTTP/1.1 500")
-    assert b"a body" not in body
+    assert start.startswith(b"HTTP/1.1 503")
+    assert body == b"503: Service Unavailable"
+    assert refused == [(False, "Cannot call write() before prepare()")]
 
 
 async def test_a_crash_after_the_headers_stores_nothing_more(serve: Serve) -> None:
