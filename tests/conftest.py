@@ -29,6 +29,9 @@ STORAGES = {
     "mysql": ("mysql", "mysql"),
 }
 
+PATIENCE = 20
+"""Seconds a storage has where a test is not about deadlines, so that a slow machine fails none."""
+
 
 class Servers:
     """Starts each server at its first use; a URL in the environment takes the place of one."""
@@ -74,7 +77,7 @@ def make_url(storage_name: str, servers: Servers) -> Callable[..., str]:
         else:
             base = scheme + "://" + servers.url(server).partition("://")[2]
             space = {"mysql": "table", "mongodb": "collection"}.get(server, "prefix")
-            parameters = {space: name, **parameters}
+            parameters = {space: name, "timeout": PATIENCE, **parameters}
         query = "&".join(f"{key}={value}" for key, value in parameters.items())
         return base + ("&" if "?" in base else "?") * bool(query) + query
 
