@@ -20,6 +20,7 @@ MAX_DEPTH = 250
 
 _FORMAT = 1
 _HEADER = struct.Struct(">BQQQ")  # format, then created, written and idle_timeout in milliseconds
+_HEADER_SIZE, _unpack_header = _HEADER.size, _HEADER.unpack_from
 _LEAST, _BEYOND = -(2**63), 2**64
 
 
@@ -88,14 +89,15 @@ class Envelope(NamedTuple):
             UnknownFormatError: the first byte is another version's.
             UndecodableError: the bytes are too short for an envelope.
         """
-        if not data:
-            raise UndecodableError("the record is empty")
-        if data[0] != _FORMAT:
-            raise UnknownFormatError(f"the record has format {data[0]}, and this version reads format {_FORMAT}")
-        if len(data) < _HEADER.size:
-            raise UndecodableError(f"the record is cut off after {len(data)} bytes")
-        _, created, written, idle = _HEADER.unpack_from(data)
-        return cls(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER.size :])
+        try:
+            number, created, written, idle = _unpack_header(data)
+        except struct.error:
+            number = data[0] if data else _FORMAT
+            if number == _FORMAT:
+                raise UndecodableError(f"the record is cut off after {len(data)} bytes") from None
+        if number != _FORMAT:
+            raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
+        return cls(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER_SIZE:])
 
 
 def _flaw(value: Any, depth: int) -> tuple[str, str] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from aiohttp import hdrs
@@ -14,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from .errors import ConfigError
 
-__all__ = ["Cookie", "CookieReader", "Presented", "Secret", "add_vary", "derive_keys", "forbid_caching"]
+__all__ = ["Cookie", "CookieReader", "Presented", "Secret", "add_vary", "derive_keys", "forbid_caching", "key_of_id"]
 
 MAX_AGE = 400 * 86_400
 """Seconds; browsers keep no cookie longer (RFC 6265bis, section 5.5)."""
@@ -26,6 +28,8 @@ MAX_ATTRIBUTE = 1024
 """Bytes of one attribute's value (RFC 6265bis, section 5.6)."""
 MAX_LOOKED_AT = 4
 """How many well-formed cookies of our name one request may make us verify and load."""
+MAX_REMEMBERED = 2048
+"""How many visitors' `Cookie` headers, each of at most aiohttp's 8 KiB, are remembered with what was found in them."""
 MIN_SECRET = 32
 """Bytes: as long as the digest that a secret keys (RFC 2104, section 3)."""
 
@@ -141,30 +145,40 @@ class Presented(NamedTuple):
     """An id that a browser sent, in the right form and with a right signature."""
 
     id: str
+    key: str
+    """Under which the storage knows it."""
     stale: bool
     """Signed with an older secret: to be sent again, signed with the first."""
 
 
 class CookieReader:
-    """Finds ids in `Cookie` headers, and writes the values that carry them."""
+    """Finds ids in `Cookie` headers, and writes the values that carry them.
+
+    A visitor sends the same header with each request, so what was found in it is remembered.
+    """
 
     def __init__(self, name: str, secret: Secret | None) -> None:
+        self.name = name
         self._pair = f"{name}="
         self._keys = derive_keys(secret, "session cookie signature") if secret is not None else []
         ours = rf"(?:^|;)[ \t]*{re.escape(self._pair)}"
         value = rf"({_ID})\.({_ID})" if self._keys else rf"({_ID})()"
         self._any = re.compile(ours)
         self._well_formed = re.compile(rf"{ours}{value}[ \t]*(?=;|$)")
+        self._find_again = lru_cache(MAX_REMEMBERED)(self._find)
 
     def is_in(self, headers: CIMultiDictProxy[str]) -> bool:
         """Tell whether the request has a cookie of our name, whatever its value."""
         return any(self._any.search(header) for header in headers.getall(hdrs.COOKIE, ()))
 
-    def read(self, headers: CIMultiDictProxy[str]) -> list[Presented]:
+    def read(self, headers: CIMultiDictProxy[str]) -> Sequence[Presented]:
         """Give the ids, each once, in the header's order; forged and malformed values are left out."""
-        values = [pair for header in headers.getall(hdrs.COOKIE, ()) for pair in self._well_formed.findall(header)]
-        found = [presented for pair in values[:MAX_LOOKED_AT] if (presented := self._open(*pair)) is not None]
-        return list({presented.id: presented for presented in found}.values()) if found[1:] else found
+        return self._find_again(*headers.getall(hdrs.COOKIE, ()))
+
+    def _find(self, *headers: str) -> tuple[Presented, ...]:
+        pairs = [pair for header in headers for pair in self._well_formed.findall(header)]
+        found = (self._open(*pair) for pair in pairs[:MAX_LOOKED_AT])
+        return tuple({one.id: one for one in found if one is not None}.values())
 
     def value(self, session_id: str) -> str:
         """Give the cookie's value for an id: itself, or with its signature where a secret is set."""
@@ -172,15 +186,20 @@ class CookieReader:
 
     def _open(self, session_id: str, signature: str) -> Presented | None:
         if not self._keys:
-            return Presented(session_id, stale=False)
+            return Presented(session_id, key_of_id(session_id, self.name), stale=False)
         for age, key in enumerate(self._keys):
             if hmac.compare_digest(self._sign(key, session_id), signature):
-                return Presented(session_id, stale=age > 0)
+                return Presented(session_id, key_of_id(session_id, self.name), stale=age > 0)
         return None
 
     def _sign(self, key: bytes, session_id: str) -> str:
         digest = hmac.digest(key, f"{self._pair}{session_id}".encode(), "sha256")
         return urlsafe_b64encode(digest)[:-1].decode()
+
+
+def key_of_id(session_id: str, cookie: str = "session") -> str:
+    """Hash an id, so that a stolen database logs nobody in; with the cookie's name, so that it is no other cookie's."""
+    return urlsafe_b64encode(hashlib.sha256(f"{cookie}={session_id}".encode()).digest())[:-1].decode()
 
 
 def derive_keys(secret: Secret, purpose: str) -> list[bytes]:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import re
 import secrets
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from typing import Any, Literal, TypedDict, TypeVar
 
 from aiohttp import hdrs, web
 
 from .batching import Batcher, Left
 from .codec import Codec, Envelope, JSONCodec, UndecodableError, UnknownFormatError
-from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching
+from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching, key_of_id
 from .errors import ConfigError, SessionConflict, StorageUnavailable
 from .log import logger, once, seldom
 from .merge import merge
@@ -26,7 +23,7 @@ from .session import Duration, Session, Stored, seconds
 from .storage import Conflict, Gone, Immediate, Outcome, Record, Saved, Storage, Write, timed_out
 from .turns import Turns
 
-__all__ = ["Manager", "OnConflict", "Options", "key_of_id"]
+__all__ = ["Manager", "OnConflict", "Options"]
 
 T = TypeVar("T")
 
@@ -107,6 +104,16 @@ class Manager:
 
     # The way in.
 
+    def load_now(self, request: web.BaseRequest) -> Session | None:
+        """Do what `load` does, if nothing need be waited for."""
+        if self._immediate is None or not self._is_open:
+            return None
+        presented = self._reader.read(request.headers)
+        if len(presented) != 1:
+            return None
+        record = self._immediate.load_now(presented[0].key)
+        return None if record is None else self._read(presented[0], record)
+
     async def load(self, request: web.BaseRequest) -> Session:
         """Give the session of the request's cookie, or a new one; ids that are not stored are never adopted.
 
@@ -116,31 +123,23 @@ class Manager:
         presented = self._reader.read(request.headers)
         if not presented:
             return Session(self, {})
-        if not self._is_open:
+        if not self._is_open:  # the bare middleware opens its storage at the first use
             async with self._within_budget():
                 await self.open()
         if len(presented) > 1:
             return await self._load_one_of(presented)
-        ((session_id, is_stale),) = presented
-        key = self._key(session_id)
-        record = await self._batcher.load(key) if self._immediate is None else self._immediate.load_now(key)
-        found = None if record is None else self._read(session_id, key, record)
-        if found is None:
-            return Session(self, {})
-        session = Session(self, *found)
-        session._cookie_stale = is_stale
-        return session
+        (one,) = presented
+        record = await self._batcher.load(one.key)
+        session = None if record is None else self._read(one, record)
+        return Session(self, {}) if session is None else session
 
     async def _load_one_of(self, presented: Sequence[Presented]) -> Session:
         """Give the session of the one cookie whose session lives."""
-        keys = [self._key(one.id) for one in presented]
-        records = await asyncio.gather(*map(self._batcher.load, keys))
+        records = await asyncio.gather(*[self._batcher.load(one.key) for one in presented])
         live = []
-        for one, key, record in zip(presented, keys, records, strict=True):
-            found = None if record is None else self._read(one.id, key, record)
-            if found is not None:
-                session = Session(self, *found)
-                session._cookie_stale = one.stale
+        for one, record in zip(presented, records, strict=True):
+            session = None if record is None else self._read(one, record)
+            if session is not None:
                 live.append(session)
         if len(live) > 1:
             seldom(
@@ -155,7 +154,7 @@ class Manager:
     async def new(self, request: web.BaseRequest, old: Session | None) -> Session:
         """Give an empty session that, when it is saved, ends the request's old one, loaded or not."""
         session = Session(self, {})
-        doomed = [self._key(one.id) for one in self._reader.read(request.headers)]
+        doomed = [one.key for one in self._reader.read(request.headers)]
         if old is not None:
             old.invalidate()
             doomed += old._doomed
@@ -164,20 +163,29 @@ class Manager:
         session._ended = True
         return session
 
-    def _read(self, session_id: str, key: str, record: Record) -> tuple[dict[str, Any], Stored] | None:
-        """Decode a record, if it is a session whose time is not over."""
+    def _read(self, presented: Presented, record: Record) -> Session | None:
+        """Make the session of a record, if it is one whose time is not over."""
+        session_id, key, is_stale = presented
+        version, encoded = record
         try:
-            envelope, data = self._decode(record.data)
+            envelope, data = self._decode(encoded)
         except UnknownFormatError as error:
             seldom(logger.warning, "session %s is left alone: %s", key[:8], error)
             return None
         except UndecodableError as error:
             seldom(logger.warning, "session %s is removed: %s", key[:8], error)
-            self._spawn(self._remove_damaged(key, record.version))
+            self._spawn(self._remove_damaged(key, version))
             return None
-        if self.clock() >= self._ends(envelope.created, envelope.written, envelope.idle_timeout):
+        created, written, idle_timeout, _ = envelope
+        idle, now = idle_timeout or self._idle_timeout, self.clock()
+        if now >= written + idle or now >= created + self._lifetime:
             return None
-        return data, _stored(session_id, key, record.version, envelope)
+        session = Session(self, data, Stored(session_id, key, version, envelope))
+        if is_stale:
+            session._cookie_stale = True
+        elif now >= written:  # a clock that was set back makes it due
+            session._quiet_until = written + idle * PROLONG_AFTER
+        return session
 
     def _decode(self, data: bytes) -> tuple[Envelope, dict[str, Any]]:
         envelope = Envelope.unpack(data)
@@ -216,7 +224,7 @@ class Manager:
         if session._doomed or session._renewals:
             return True
         draft, stored = self._draft(session), session._stored
-        return draft is not None and (stored is None or draft != stored.payload)
+        return draft is not None and (stored is None or draft != stored.envelope.payload)
 
     async def _save_once(self, session: Session, draft: bytes) -> None:
         """Store the session as most requests do, by one write that nobody competes with; else let `commit` do it.
@@ -263,12 +271,12 @@ class Manager:
                 session._data = {}
                 return
             record = await self._batcher.load(stored.key)
-            found = None if record is None else self._read(stored.id, stored.key, record)
-            if found is None:
+            read = None if record is None else self._read(Presented(stored.id, stored.key, stale=False), record)
+            if read is None:
                 self._lose(session, session._life, stored)
                 return
-            session._data, session._stored = found
-            session._created, session._idle_timeout = session._stored.created, session._stored.idle_timeout
+            session._data, session._stored = read._data, read._stored
+            session._created, session._idle_timeout = read._created, read._idle_timeout
             session._renewals, session._forced = 0, False
 
     async def _commit(self, session: Session, record: Record | None = None, *, is_forced: bool = False) -> None:
@@ -354,7 +362,7 @@ class Manager:
             fresh = await self._put_under_new_id(self._envelope(session, None, draft), left)
             self._settle(session, life, fresh)
             return None
-        if self.clock() >= self._ends(stored.created, stored.written, stored.idle_timeout):
+        if self.clock() >= self._ends(stored.envelope):
             await self._batcher.delete(stored.key)  # its time ended while a long request used it
             self._lose(session, life, stored)
             return None
@@ -365,7 +373,7 @@ class Manager:
         outcome = await self._ask(Write(stored.key, stored.version, data, self._ttl(envelope)), left)
         match outcome:
             case Saved(version) if data is not None:
-                self._settle(session, life, _stored(stored.id, stored.key, version, envelope))
+                self._settle(session, life, stored._replace(version=version, envelope=envelope))
             case Saved():
                 self._settle(session, life, None)
                 logger.info("session %s destroyed, as it was emptied", stored.key[:8])
@@ -402,7 +410,7 @@ class Manager:
             outcome = await self._ask(Write(key, None, envelope.pack(), self._ttl(envelope)), left)
             if isinstance(outcome, Saved):
                 logger.info("session %s created", key[:8])
-                return _stored(session_id, key, outcome.version, envelope)
+                return Stored(session_id, key, outcome.version, envelope)
 
     async def _discard(self, key: str) -> None:
         try:
@@ -420,7 +428,7 @@ class Manager:
                 session._doomed += (stored.key,)
             return
         before = session._stored
-        if stored is not None and before is not None and stored.idle_timeout != before.idle_timeout:
+        if stored is not None and before is not None and stored.envelope.idle_timeout != before.envelope.idle_timeout:
             session._cookie_stale = True
         session._stored = stored
         session._forced = False
@@ -447,20 +455,20 @@ class Manager:
             self._lose(session, session._life, stored)
             return
         mine = self._copy(session._data)
-        base = self._loads(stored.payload)
-        is_pending = self._changes(session, stored) is not None
+        base = self._loads(stored.envelope.payload)
+        is_pending = (session._touched or session._exposed) and self._changes(session, stored) is not None
         session._touched = True  # its data is replaced by other objects
-        if envelope.payload != stored.payload:
+        if envelope.payload != stored.envelope.payload:
             logger.debug("session %s: conflict, resolved by %s", stored.key[:8], on_conflict)
             if is_pending and on_conflict == "raise":
                 raise SessionConflict("another request changed the session at the same time")
             if not (is_pending and on_conflict == "overwrite"):
                 session._data = merge(base, mine, theirs)
-        if session._created == stored.created:
+        if session._created == stored.envelope.created:
             session._created = envelope.created
-        if session._idle_timeout == stored.idle_timeout:
+        if session._idle_timeout == stored.envelope.idle_timeout:
             session._idle_timeout = envelope.idle_timeout
-        session._stored = _stored(stored.id, stored.key, record.version, envelope)
+        session._stored = stored._replace(version=record.version, envelope=envelope)
 
     # What the browser is told.
 
@@ -479,12 +487,12 @@ class Manager:
             self._set_cookie(request, response, self._reader.value(stored.id), self._max_age(stored))
 
     def _is_persistent(self, stored: Stored) -> bool:
-        return self.cookie.persistent or stored.idle_timeout is not None
+        return self.cookie.persistent or stored.envelope.idle_timeout is not None
 
     def _max_age(self, stored: Stored) -> int | None:
         if not self._is_persistent(stored):
             return None
-        ends = self._ends(stored.created, stored.written, stored.idle_timeout)
+        ends = self._ends(stored.envelope)
         return max(1, min(MAX_AGE, math.ceil(ends - self.clock())))
 
     def _set_cookie(
@@ -528,35 +536,33 @@ class Manager:
             return None if stored is None else b""
         if stored is None or session._forced or session._renewals:
             return self._encode(session._data)
-        changes = self._changes(session, stored)
-        if changes is not None:
+        if (session._touched or session._exposed) and (changes := self._changes(session, stored)) is not None:
             return changes
-        return stored.payload if session._idle_timeout != stored.idle_timeout or self._is_due(session, stored) else None
+        _, written, idle_timeout, payload = stored.envelope
+        if session._idle_timeout != idle_timeout:
+            return payload
+        # A clock that was set back makes it due as well.
+        is_due = session._extend and abs(self.clock() - written) > (idle_timeout or self._idle_timeout) * PROLONG_AFTER
+        return payload if is_due else None
 
     def _changes(self, session: Session, stored: Stored) -> bytes | None:
         """Give the encoded data if it is not what is stored; times do not count."""
-        if not (session._touched or session._exposed):
-            return None
         payload = self._encode(session._data)
-        if payload == stored.payload:
+        if payload == stored.envelope.payload:
             return None
         # Another version of the codec may have written other bytes for the same data.
-        return payload if session._touched or payload != self._encode(self._loads(stored.payload)) else None
-
-    def _is_due(self, session: Session, stored: Stored) -> bool:
-        """Tell whether the session is to be prolonged; a clock that was set back makes it due as well."""
-        idle = stored.idle_timeout or self._idle_timeout
-        return session._extend and abs(self.clock() - stored.written) > idle * PROLONG_AFTER
+        return payload if session._touched or payload != self._encode(self._loads(stored.envelope.payload)) else None
 
     def _envelope(self, session: Session, stored: Stored | None, payload: bytes) -> Envelope:
-        written = self.clock() if session._extend or stored is None else stored.written
+        written = self.clock() if session._extend or stored is None else stored.envelope.written
         return Envelope(session._created, written, session._idle_timeout, payload)
 
-    def _ends(self, created: float, written: float, idle_timeout: float | None) -> float:
+    def _ends(self, envelope: Envelope) -> float:
+        created, written, idle_timeout, _ = envelope
         return min(written + (idle_timeout or self._idle_timeout), created + self._lifetime)
 
     def _ttl(self, envelope: Envelope) -> int:
-        return max(1, math.ceil(self._ends(envelope.created, envelope.written, envelope.idle_timeout) - self.clock()))
+        return max(1, math.ceil(self._ends(envelope) - self.clock()))
 
     def _encode(self, data: dict[str, Any]) -> bytes:
         encoded = self.codec.dumps(data)
@@ -601,13 +607,3 @@ class Manager:
 def _log_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.warning(_UNSAVED, error)
-
-
-@lru_cache(maxsize=4096)
-def key_of_id(session_id: str, cookie: str = "session") -> str:
-    """Hash an id, so that a stolen database logs nobody in; with the cookie's name, so that it is no other cookie's."""
-    return urlsafe_b64encode(hashlib.sha256(f"{cookie}={session_id}".encode()).digest())[:-1].decode()
-
-
-def _stored(session_id: str, key: str, version: bytes, envelope: Envelope) -> Stored:
-    return Stored(session_id, key, version, envelope.payload, envelope.created, envelope.written, envelope.idle_timeout)

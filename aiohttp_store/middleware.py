@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Unpack
 
 from aiohttp import hdrs, web
@@ -31,7 +31,7 @@ class _Visit:
 
     session: Session | None = None
     failure: StorageUnavailable | None = None
-    loading: asyncio.Lock | None = None
+    loading: list[asyncio.Future[None]] | None = None  # while a task loads: the others that wait for it
     sealed = False  # the headers are sent, or the response is on its way
 
     def __init__(self, keeper: Keeper, outer: _Visit | None) -> None:
@@ -53,10 +53,17 @@ async def get_session(request: web.Request, *, extend: bool = True) -> Session:
         RuntimeError: the app has no `setup`.
         StorageUnavailable: the storage did not answer in time.
     """
-    visit = _visit_of(request)
+    try:
+        visit: _Visit = request[_VISIT]
+    except KeyError:
+        raise _no_setup() from None
     session = visit.session
     if session is None:
-        session = await _load(visit, request)
+        session = None if visit.sealed else visit.keeper.load_now(request)
+        if session is None:
+            session = await _load(visit, request)
+        else:
+            visit.session = session
     if extend:
         session._extend = True
     return session
@@ -70,7 +77,9 @@ async def new_session(request: web.Request) -> Session:
     Raises:
         RuntimeError: the app has no `setup`, or the response's headers have been sent.
     """
-    visit = _visit_of(request)
+    if _VISIT not in request:
+        raise _no_setup()
+    visit: _Visit = request[_VISIT]
     if visit.sealed:
         raise RuntimeError(
             "new_session() needs a new cookie, but the response's headers have been sent; "
@@ -135,12 +144,9 @@ def setup(
         yield
         await manager.close()
 
-    async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
-        await _save_before_headers(manager, request, response)
-
     app[_MANAGER] = manager
     app.middlewares.insert(0, _middleware(manager))
-    app.on_response_prepare.append(on_prepare)
+    app.on_response_prepare.append(_on_prepare(manager))
     app.cleanup_ctx.append(run)
 
 
@@ -155,7 +161,7 @@ def _manager(storage: Storage | str, options: Options) -> Manager:
 def _middleware(keeper: Keeper) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        outer: _Visit | None = request.get(_VISIT)
+        outer: _Visit | None = request.get(_VISIT) if len(request) else None
         visit = request[_VISIT] = _Visit(keeper, outer)
         try:
             try:
@@ -163,7 +169,13 @@ def _middleware(keeper: Keeper) -> Middleware:
             except web.HTTPException as raised:
                 await _save_after_handler(visit, request, raised)
                 raise
-            await _save_after_handler(visit, request, response)
+            session = visit.session
+            if session is not None and keeper.clock() < session._quiet_until:
+                headers = getattr(response, "headers", None)
+                if headers is not None:  # else aiohttp tells what it thinks of the handler
+                    add_vary(headers)
+            elif session is not None or visit.failure is not None:
+                await _save_after_handler(visit, request, response)
         except (StorageUnavailable, SessionConflict, SessionGone) as error:
             if visit.sealed or request.writer.output_size > 0:
                 raise  # aiohttp then drops the connection, where a page would be a second response
@@ -197,24 +209,30 @@ async def _save_after_handler(visit: _Visit, request: web.Request, response: web
     await visit.keeper.save(request, response, session)
 
 
-async def _save_before_headers(keeper: Keeper, request: web.Request, response: web.StreamResponse) -> None:
-    """Save for a response that the handler prepares itself: a stream, server-sent events, a WebSocket."""
-    visit: _Visit | None = request.get(_VISIT)
-    while visit is not None and visit.keeper is not keeper:
-        visit = visit.outer
-    if visit is None or visit.sealed:  # saved already, or the error page of a crashed handler
-        return
-    session = visit.session
-    if session is None:
-        _vary_on_failure(visit, response)
-    elif not session._sealed:
+def _on_prepare(keeper: Keeper) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
+        """Save for a response that the handler prepares itself: a stream, server-sent events, a WebSocket."""
         try:
-            await keeper.save(request, response, session)
-        except BaseException:
-            _unprepare(request, response)
-            raise
-        session._sealed = True
-    visit.sealed = True
+            visit: _Visit | None = request[_VISIT]
+        except KeyError:  # another middleware answered first
+            return
+        while visit is not None and visit.keeper is not keeper:
+            visit = visit.outer
+        if visit is None or visit.sealed:  # saved already, or the error page of a crashed handler
+            return
+        session = visit.session
+        if session is None:
+            _vary_on_failure(visit, response)
+        elif not session._sealed:
+            try:
+                await keeper.save(request, response, session)
+            except BaseException:
+                _unprepare(request, response)
+                raise
+            session._sealed = True
+        visit.sealed = True
+
+    return on_prepare
 
 
 def _vary_on_failure(visit: _Visit, response: web.StreamResponse) -> None:
@@ -244,28 +262,32 @@ def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def _load(visit: _Visit, request: web.Request) -> Session:
-    if visit.loading is None:
-        visit.loading = asyncio.Lock()
-    async with visit.loading:
-        if visit.failure is not None:  # one budget for loading, however often it is asked for
-            raise StorageUnavailable(*visit.failure.args) from visit.failure
-        if visit.session is None:
-            try:
-                session = await visit.keeper.load(request)
-            except StorageUnavailable as error:
-                visit.failure = error
-                raise
-            if visit.session is None:  # else new_session was called meanwhile
-                session._sealed = visit.sealed
-                visit.session = session
-        return visit.session
+    while visit.loading is not None:
+        waiter = asyncio.get_running_loop().create_future()
+        visit.loading.append(waiter)
+        await waiter
+    if visit.failure is not None:  # one budget for loading, however often it is asked for
+        raise StorageUnavailable(*visit.failure.args) from visit.failure
+    if visit.session is None:
+        visit.loading = []
+        try:
+            session = await visit.keeper.load(request)
+        except StorageUnavailable as error:
+            visit.failure = error
+            raise
+        finally:
+            waiting, visit.loading = visit.loading, None
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+        if visit.session is None:  # else new_session was called meanwhile
+            session._sealed = visit.sealed
+            visit.session = session
+    return visit.session
 
 
-def _visit_of(request: web.Request) -> _Visit:
-    visit: _Visit | None = request.get(_VISIT)
-    if visit is None:
-        raise RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")
-    return visit
+def _no_setup() -> RuntimeError:
+    return RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")
 
 
 def _as_response(error: SessionError) -> web.HTTPException:

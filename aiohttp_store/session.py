@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from aiohttp import web
 
+from .codec import Envelope
 from .errors import ConfigError, SessionGone
 
 __all__ = ["Duration", "Keeper", "Session", "Stored", "seconds"]
@@ -26,6 +27,9 @@ class Keeper(Protocol):
 
     clock: Callable[[], float]
     """Seconds since the epoch."""
+
+    def load_now(self, request: web.BaseRequest) -> Session | None:
+        """Do what `load` does, if nothing need be waited for."""
 
     async def load(self, request: web.BaseRequest) -> Session:
         """Give the session of the request's cookie, or a new one."""
@@ -55,10 +59,7 @@ class Stored(NamedTuple):
     id: str
     key: str
     version: bytes
-    payload: bytes
-    created: float
-    written: float
-    idle_timeout: float | None
+    envelope: Envelope
 
 
 class Session(MutableMapping[str, Any]):
@@ -69,6 +70,7 @@ class Session(MutableMapping[str, Any]):
     """
 
     # What most sessions never change stands here once, and not in each of them.
+    _quiet_until = 0.0  # before this time, `save` has nothing to do: loaded, and only scalars were read from it
     _exposed = False  # a value that can be changed in place was handed out
     _touched = False  # a key was set or deleted
     _extend = False
@@ -94,8 +96,8 @@ class Session(MutableMapping[str, Any]):
         else:
             self._new = False
             self._cookie_id = stored.id
-            self._created = stored.created
-            self._idle_timeout = stored.idle_timeout
+            self._created = stored.envelope.created
+            self._idle_timeout = stored.envelope.idle_timeout
 
     @property
     def identity(self) -> str | None:
@@ -133,6 +135,7 @@ class Session(MutableMapping[str, Any]):
     def idle_timeout(self, timeout: Duration | None) -> None:
         if self._sealed:
             self._refuse("another idle_timeout needs a new cookie")
+        self._quiet_until = 0.0
         self._idle_timeout = None if timeout is None else seconds("idle_timeout", timeout)
 
     def invalidate(self) -> None:
@@ -140,6 +143,7 @@ class Session(MutableMapping[str, Any]):
 
         What is written afterwards starts a new session under a new id.
         """
+        self._quiet_until = 0.0
         if self._stored is not None:
             self._doomed += (self._stored.key,)
         self._data = {}
@@ -162,12 +166,14 @@ class Session(MutableMapping[str, Any]):
         """
         if self._sealed:
             self._refuse("renew() needs a new cookie")
+        self._quiet_until = 0.0
         self._renewals += 1
         if login:
             self._created = self._keeper.clock()
 
     def changed(self) -> None:
         """Save the session even if its data looks the same; changes of nested values are seen without it."""
+        self._quiet_until = 0.0
         self._forced = True
 
     async def save(self) -> None:
@@ -182,6 +188,7 @@ class Session(MutableMapping[str, Any]):
         """
         if self._sealed and self._stored is None and self._data:
             self._refuse("a new session needs a cookie")
+        self._quiet_until = 0.0
         await self._keeper.commit(self)
         self._tell_if_gone()
 
@@ -192,6 +199,7 @@ class Session(MutableMapping[str, Any]):
             SessionGone: the record was deleted meanwhile.
             StorageUnavailable: the storage did not answer in time.
         """
+        self._quiet_until = 0.0
         await self._keeper.reload(self)
         self._tell_if_gone()
 
@@ -204,6 +212,7 @@ class Session(MutableMapping[str, Any]):
         Raises:
             SessionGone, SessionConflict, StorageUnavailable, RuntimeError, TypeError: as in `save`.
         """
+        self._quiet_until = 0.0
         result = await self._keeper.apply(self, change)
         self._tell_if_gone()
         return result
@@ -221,6 +230,7 @@ class Session(MutableMapping[str, Any]):
         value = self._data[key]
         if type(value) not in _SCALARS:
             self._exposed = True
+            self._quiet_until = 0.0
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -228,10 +238,12 @@ class Session(MutableMapping[str, Any]):
             self._refuse("a new session needs a cookie")
         self._data[key] = value
         self._touched = True
+        self._quiet_until = 0.0
 
     def __delitem__(self, key: str) -> None:
         del self._data[key]
         self._touched = True
+        self._quiet_until = 0.0
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._data)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from aiohttp_store import ConfigError, Cookie
-from aiohttp_store.cookie import MAX_AGE, CookieReader, add_vary, forbid_caching
+from aiohttp_store.cookie import MAX_AGE, CookieReader, add_vary, forbid_caching, key_of_id
 
 ID = secrets.token_urlsafe(32)
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(3)]
@@ -20,6 +20,12 @@ SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(3)]
 
 def headers(*cookies: str) -> CIMultiDictProxy[str]:
     return CIMultiDictProxy(CIMultiDict([("Cookie", cookie) for cookie in cookies]))
+
+
+def read(reader: CookieReader, *cookies: str) -> list[tuple[str, bool]]:
+    found = reader.read(headers(*cookies))
+    assert all(one.key == key_of_id(one.id, reader.name) for one in found)
+    return [(one.id, one.stale) for one in found]
 
 
 @pytest.mark.parametrize(
@@ -166,19 +172,24 @@ def test_the_standard_library_reads_what_is_serialised() -> None:
 @pytest.mark.parametrize("keys", [None, SECRETS])
 def test_an_id_comes_back_from_its_value(keys: list[str] | None) -> None:
     reader = CookieReader("session", keys)
-    (presented,) = reader.read(headers(f"a=b; session={reader.value(ID)}; c=d"))
-    assert presented == (ID, False)
+    for _ in range(2):  # found, then remembered
+        assert read(reader, f"a=b; session={reader.value(ID)}; c=d") == [(ID, False)]
+
+
+def test_an_id_has_another_key_in_each_cookie() -> None:
+    assert key_of_id(ID, "one") != key_of_id(ID, "other") != key_of_id(ID)
+    assert read(CookieReader("other", None), f"other={ID}") == [(ID, False)]
 
 
 def test_an_older_secret_still_verifies_and_asks_to_be_replaced() -> None:
     old = CookieReader("session", SECRETS[1]).value(ID)
-    assert CookieReader("session", SECRETS[:2]).read(headers(f"session={old}")) == [(ID, True)]
-    assert CookieReader("session", SECRETS[2]).read(headers(f"session={old}")) == []
+    assert read(CookieReader("session", SECRETS[:2]), f"session={old}") == [(ID, True)]
+    assert read(CookieReader("session", SECRETS[2]), f"session={old}") == []
 
 
 def test_a_signature_is_bound_to_the_cookies_name() -> None:
     value = CookieReader("one", SECRETS).value(ID)
-    assert CookieReader("other", SECRETS).read(headers(f"other={value}")) == []
+    assert read(CookieReader("other", SECRETS), f"other={value}") == []
 
 
 @given(st.integers(0, 86), st.sampled_from("abcdefgABCDEFG019-_."))
@@ -186,7 +197,7 @@ def test_a_value_with_one_other_character_is_forged(position: int, character: st
     reader = CookieReader("session", SECRETS)
     value = reader.value(ID)
     assume(value[position] != character)
-    assert reader.read(headers(f"session={value[:position]}{character}{value[position + 1 :]}")) == []
+    assert read(reader, f"session={value[:position]}{character}{value[position + 1 :]}") == []
 
 
 @pytest.mark.parametrize(
@@ -206,17 +217,15 @@ def test_a_value_with_one_other_character_is_forged(position: int, character: st
     ],
 )
 def test_a_value_of_another_form_is_not_an_id(value: str) -> None:
-    assert CookieReader("session", None).read(headers(f"session={value}")) == []
-    assert CookieReader("session", SECRETS).read(headers(f"session={value}")) == []
+    assert read(CookieReader("session", None), f"session={value}") == []
+    assert read(CookieReader("session", SECRETS), f"session={value}") == []
 
 
 def test_only_cookies_of_exactly_our_name_are_read_from_every_header_each_id_once() -> None:
     reader = CookieReader("session", None)
     other = secrets.token_urlsafe(32)
-    found = reader.read(
-        headers(f"xsession={other}; session={ID}; Session={other}", f"session2={other};session={ID} ; session ={other}")
-    )
-    assert found == [(ID, False)]
+    cookies = f"xsession={other}; session={ID}; Session={other}", f"session2={other};session={ID} ; session ={other}"
+    assert read(reader, *cookies) == [(ID, False)]
     assert reader.is_in(headers("session=junk"))
     assert not reader.is_in(headers("sessions=junk"))
 
@@ -230,7 +239,7 @@ def test_at_most_four_cookies_are_looked_at() -> None:
 def test_malformed_cookies_do_not_hide_the_genuine_one() -> None:
     for keys in (None, SECRETS):
         reader = CookieReader("session", keys)
-        assert reader.read(headers("session=x; " * 50 + f"session={reader.value(ID)}")) == [(ID, False)]
+        assert read(reader, "session=x; " * 50 + f"session={reader.value(ID)}") == [(ID, False)]
 
 
 @given(st.text(st.characters(max_codepoint=0xFF)))

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from aiohttp_store import Cookie, Record, SessionGone, get_session, get_storage
 from aiohttp_store.codec import Envelope
-from aiohttp_store.manager import key_of_id
+from aiohttp_store.cookie import key_of_id
 from aiohttp_store.middleware import _MANAGER
 
 from .conftest import Client, Serve

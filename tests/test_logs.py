@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_store import StorageUnavailable, Write, get_session, get_storage
-from aiohttp_store.manager import key_of_id
+from aiohttp_store.cookie import key_of_id
 
 from .conftest import Client, Serve
 from .remote import Remote

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiohttp_store import Cookie, Storage, Write, get_session, get_storage, open_storage, setup
-from aiohttp_store.manager import key_of_id
+from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Client, Serve

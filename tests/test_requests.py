@@ -27,7 +27,7 @@ from aiohttp_store import (
     new_session,
     setup,
 )
-from aiohttp_store.manager import key_of_id
+from aiohttp_store.cookie import key_of_id
 
 from .conftest import STORAGES, Servers
 

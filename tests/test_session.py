@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_store import ConfigError, Session, SessionGone, get_session, get_storage, new_session
-from aiohttp_store.manager import key_of_id
+from aiohttp_store.cookie import key_of_id
 
 from .conftest import Client, Serve
 from .remote import Remote
