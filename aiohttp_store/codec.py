@@ -15,7 +15,7 @@ except ModuleNotFoundError:  # the extra "speedups"
 
 __all__ = ["Codec", "Envelope", "JSONCodec", "UndecodableError", "UnknownFormatError"]
 
-MAX_DEPTH = 250
+MAX_DEPTH = 254
 """How deep values may nest: what both JSON libraries can write and read again."""
 
 _FORMAT = 1
@@ -44,7 +44,7 @@ class JSONCodec:
     """JSON by orjson where it is installed, else by the standard library; both accept the same values.
 
     Those are str, bool, None, finite floats, integers from -2**63 to 2**64-1, and lists and
-    dicts of them with str keys, at most 250 levels deep. A tuple comes back as a list.
+    dicts of them with str keys, at most 254 levels deep. A tuple comes back as a list.
     """
 
     def dumps(self, data: dict[str, Any]) -> bytes:
@@ -53,6 +53,13 @@ class JSONCodec:
         Raises:
             TypeError: JSON cannot hold a value; the message names its path, as `session['cart'][0]`.
         """
+        if orjson is not None:
+            try:
+                encoded = orjson.dumps(data)
+                if orjson.loads(encoded) == data:  # else a tuple is in it, or something that only orjson accepts
+                    return encoded
+            except (TypeError, RecursionError):
+                pass  # its message would not say where
         flaw = _flaw(data, 1)
         if flaw is not None:
             path, reason = flaw

@@ -231,7 +231,8 @@ class Manager:
 
         The write is carried out even if the request is cancelled, and no task is needed for that.
         """
-        turns = (id(session),) if session._stored is None else (id(session), session._stored.key)
+        stored = session._stored
+        turns = (id(session),) if stored is None else (id(session), stored.key)
         if not self._is_open or not self._turns.take_now(*turns):
             await self._protected(self._commit(session))
             return
@@ -362,25 +363,27 @@ class Manager:
             fresh = await self._put_under_new_id(self._envelope(session, None, draft), left)
             self._settle(session, life, fresh)
             return None
-        if self.clock() >= self._ends(stored.envelope):
-            await self._batcher.delete(stored.key)  # its time ended while a long request used it
+        session_id, key, version, before = stored
+        now = self.clock()
+        if now >= self._ends(before):
+            await self._batcher.delete(key)  # its time ended while a long request used it
             self._lose(session, life, stored)
             return None
         if session._renewals:
             return await self._renew(session, stored, draft)
-        envelope = self._envelope(session, stored, draft)
-        data = envelope.pack() if draft else None
-        outcome = await self._ask(Write(stored.key, stored.version, data, self._ttl(envelope)), left)
-        match outcome:
-            case Saved(version) if data is not None:
-                self._settle(session, life, stored._replace(version=version, envelope=envelope))
-            case Saved():
-                self._settle(session, life, None)
-                logger.info("session %s destroyed, as it was emptied", stored.key[:8])
-            case Gone():
-                self._lose(session, life, stored)
-            case Conflict(record):
-                return record
+        written = now if session._extend else before.written
+        envelope = Envelope(session._created, written, session._idle_timeout, draft)
+        ttl = max(1, math.ceil(self._ends(envelope) - now))
+        write = Write(key, version, envelope.pack() if draft else None, ttl)
+        outcome = await self._batcher.save(write, left) if self._immediate is None else self._immediate.save_now(write)
+        if type(outcome) is Saved:
+            self._settle(session, life, Stored(session_id, key, outcome.version, envelope) if draft else None)
+            if not draft:
+                logger.info("session %s destroyed, as it was emptied", key[:8])
+        elif type(outcome) is Conflict:
+            return outcome.record
+        else:
+            self._lose(session, life, stored)
         return None
 
     async def _renew(self, session: Session, stored: Stored, draft: bytes) -> Record | None:

@@ -165,6 +165,16 @@ def timed_out(storage: Storage) -> StorageUnavailable:
     return StorageUnavailable(f"{storage!r} did not answer within {storage.timeout:g} s")
 
 
+_drawn: list[bytes] = []  # ahead of use, as asking the system takes longer than the rest of a write to memory
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drawn.clear)  # no two processes may use the same
+
+
 def new_version() -> bytes:
     """Draw the version of one write: 8 random bytes, which no two writes of a record share."""
-    return os.urandom(VERSION_SIZE)
+    while True:
+        try:
+            return _drawn.pop()
+        except IndexError:
+            drawn = os.urandom(VERSION_SIZE * 256)
+            _drawn.extend(drawn[start : start + VERSION_SIZE] for start in range(0, len(drawn), VERSION_SIZE))

@@ -14,22 +14,23 @@ class Turns:
     """A queue for each name, which exists as long as somebody has the turn."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]] | None] = {}  # None: somebody's turn, nobody waits
 
     def take_now(self, *names: Hashable) -> bool:
         """Take the turns if all of them are free."""
-        if any(name in self._waiting for name in names):
-            return False
         for name in names:
-            self._waiting[name] = deque()
+            if name in self._waiting:
+                return False
+        for name in names:
+            self._waiting[name] = None
         return True
 
     def give(self, *names: Hashable) -> None:
         """Give the turns to those who have waited longest."""
         for name in names:
-            waiting = self._waiting[name]
-            while waiting:
-                future = waiting.popleft()
+            queue = self._waiting[name]
+            while queue:
+                future = queue.popleft()
                 if not future.done():
                     future.set_result(None)
                     break
@@ -41,7 +42,8 @@ class Turns:
         """Have the turn for the block, after those who came before."""
         if not self.take_now(name):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting[name].append(future)
+            queue = self._waiting[name] = self._waiting[name] or deque()
+            queue.append(future)
             try:
                 await future
             except asyncio.CancelledError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import decimal
 import enum
+import fractions
 import json
 import math
 import uuid
@@ -104,13 +106,15 @@ def test_a_value_that_json_can_hold_comes_back(value: Any, stored: Any) -> None:
         ({1, 2}, "", "is of type set"),
         (datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), "", "is of type datetime"),
         (uuid.uuid4(), "", "is of type UUID"),
+        (decimal.Decimal("1.5"), "", "is of type Decimal"),
+        (fractions.Fraction(1, 2), "", "is of type Fraction"),
         (Colour.RED, "", "is of type Colour"),
         (Point(1), "", "is of type Point"),
         ([1, {"a": [object()]}], "[1]['a'][0]", "is of type object"),
         ({"a": {1: 2}}, "['a']", "has the key 1, and JSON keys are str"),
         ({Name("n"): 1}, "", "has the key 'n'"),
         ({"\ud800": 1}, "", "has the key"),
-        (nested(MAX_DEPTH), None, "is nested deeper than 250 levels"),
+        (nested(MAX_DEPTH), None, "is nested deeper than 254 levels"),
         (cycle(), None, "or contains itself"),
     ],
     ids=lambda value: repr(value)[:30],

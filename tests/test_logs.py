@@ -134,7 +134,7 @@ async def test_damaged_records_are_logged_once_a_minute(serve: Serve, caplog: py
             await visit(client, "/logout")
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 2
-    assert "is removed: the record is empty" in lines[0]
+    assert "is removed: the record is cut off after 0 bytes" in lines[0]
     assert "is left alone: the record has format 2, and this version reads format 1" in lines[1]
 
 

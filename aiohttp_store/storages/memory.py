@@ -86,18 +86,20 @@ class MemoryStorage(Storage):
 
     def save_now(self, write: Write) -> Outcome:
         """Carry out one write at once."""
-        found = self.load_now(write.key)
-        if found is None and write.expected is not None:
+        key, expected, data, ttl = write
+        now, held = self.clock(), self._held.get(key)
+        if held is not None and now < held.expires:
+            if held.record.version != expected:
+                return Conflict(held.record)
+        elif expected is not None:
             return Gone()
-        if found is not None and found.version != write.expected:
-            return Conflict(found)
-        if write.data is None:
-            self._held.pop(write.key, None)
+        if data is None:
+            self._held.pop(key, None)
             return Saved(b"")
         version = new_version()
-        self._held[write.key] = _Held(Record(version, write.data), self.clock() + write.ttl)
-        self._held.move_to_end(write.key)
-        while len(self._held) > self.max_sessions:
+        self._held[key] = _Held(Record(version, data), now + ttl)
+        self._held.move_to_end(key)
+        if len(self._held) > self.max_sessions:
             self._held.popitem(last=False)
         return Saved(version)
 
