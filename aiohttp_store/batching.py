@@ -4,55 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from itertools import chain
-from typing import Any, Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from .errors import StorageUnavailable
-from .storage import Outcome, Record, Storage, Write, timed_out
+from .storage import Immediate, Outcome, Record, Storage, Write, timed_out
 
 __all__ = ["Batcher", "Left"]
 
 MAX_TRIPS = 2
 """Round trips of one kind under way at once, so that a stalled one does not hold the next."""
+PATIENCE = 0.002
+"""Seconds that the next trip waits for the first to come back, and for company: few full trips cost less than many."""
+LINGER = 3
+"""Turns of the event loop between a request's first byte and its question."""
 MAX_KEYS = 64
 MAX_BYTES = 256 * 1024
 
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Waiter = TypeVar("Waiter")
 
 Left = Callable[[Answer | Exception], None]
 """Who is told the answer, or the failure, of a question whose caller has left."""
 
 
-class Batcher:
+class Batcher(Generic[Asked, Found]):
     """The three verbs of a storage for one key each, answered within the storage's `timeout`.
 
     Trips run in tasks of their own: a cancelled caller stops waiting, and the command that it
     shares with others runs to its end.
     """
 
-    def __init__(self, storage: Storage) -> None:
-        self._loads: _Lane[str, Record | None] = _Lane(storage, storage.load, str)
-        self._saves: _Lane[Write, Outcome] = _Lane(storage, storage.save, _key_of)
-        self._deletes: _Lane[str, None] = _Lane(storage, _answering_each(storage), str)
+    def __init__(self, storage: Storage, read: Callable[[Asked, Record | None], Found]) -> None:
+        """Take the function that makes of a record what a caller wants; a trip's records are read one after another."""
+        load_now, save_now = (storage.load_now, storage.save_now) if isinstance(storage, Immediate) else (None, None)
+        self._loads: _Loads[Asked, Found] = _Loads(storage, storage.load, load_now)
+        self._loads.read = read
+        self._saves: _Changes[Write, Outcome] = _Changes(storage, storage.save, save_now)
+        self._deletes: _Changes[str, None] = _Changes(storage, _answering_each(storage), None)
 
-    def load(self, key: str) -> asyncio.Future[Record | None]:
-        """Ask for one record; nobody travels for a caller who has left."""
-        return self._loads.ask(key)
+    def load(self, key: str, asked: Asked) -> asyncio.Future[Found]:
+        """Ask for one record, and for what `read(asked, record)` makes of it; nobody travels for one who has left."""
+        return self._loads.ask(key, asked)
 
     def save(self, write: Write, left: Left[Outcome] | None = None) -> asyncio.Future[Outcome]:
         """Ask for one write; it is carried out even if the caller leaves, and `left` is then told what became of it."""
-        return self._saves.ask(write, left or _ignore, len(write.data or b""))
+        return self._saves.ask(write, write.key, len(write.data or b""), left)
 
     def delete(self, key: str) -> asyncio.Future[None]:
         """Ask for one deletion; it is carried out even if the caller leaves."""
-        return self._deletes.ask(key, _ignore)
+        return self._deletes.ask(key, key, 0, None)
 
     async def finish(self, within: float) -> None:
         """Wait until every trip has ended, and stop those that have not after `within` seconds."""
-        lanes = (self._loads, self._saves, self._deletes)
+        lanes: tuple[_Lane[Any, Any, Any, Any], ...] = (self._loads, self._saves, self._deletes)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
                 for lane in lanes:
@@ -61,69 +72,64 @@ class Batcher:
             await lane.stop()
 
 
-class _Waiting(Generic[Item, Answer]):
-    """One caller and the question; a caller with `left` has it answered even after leaving."""
+class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
+    """The trips of one verb. A trip carries a key once, at most 64 keys, and 256 KiB or one larger item.
 
-    __slots__ = ("future", "item", "left", "size")
-
-    def __init__(self, item: Item, future: asyncio.Future[Answer], left: Left[Answer] | None, size: int) -> None:
-        self.item = item
-        self.future = future
-        self.left = left
-        self.size = size
-
-    def answer(self, answer: Answer) -> None:
-        if not self.future.done():
-            self.future.set_result(answer)
-        elif self.left is not None and self.future.cancelled():
-            self.left(answer)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            if isinstance(error, StorageUnavailable):  # each waiter raises its own, as raising adds a traceback
-                own = StorageUnavailable(*error.args)
-                own.__cause__ = error.__cause__
-                error = own
-            self.future.set_exception(error)
-        elif self.left is not None and self.future.cancelled():
-            self.left(error)
-
-
-class _Lane(Generic[Item, Answer]):
-    """The trips of one verb. A trip carries a key once, at most 64 keys, and 256 KiB or one larger item."""
+    A storage that answers at once needs no trips: what is asked in one turn of the event loop is
+    answered together at the end of it.
+    """
 
     def __init__(
         self,
         storage: Storage,
         send: Callable[[Sequence[Item]], Coroutine[Any, Any, Sequence[Answer]]],
-        key: Callable[[Item], str],
+        now: Callable[[Sequence[Item]], Sequence[Answer]] | None,
     ) -> None:
         self._storage = storage
         self._send = send
-        self._key = key
-        self._waiting: deque[_Waiting[Item, Answer]] = deque()
-        self._trips: set[asyncio.Task[None]] = set()
-        self._is_due = False
-        self._deadlines: deque[tuple[float, asyncio.Future[Answer]]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._now = now
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._begin()
 
-    def ask(self, item: Item, left: Left[Answer] | None = None, size: int = 0) -> asyncio.Future[Answer]:
+    def _begin(self) -> None:
+        self._due: asyncio.Handle | None = None  # the next departure
+        self._trips: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines: deque[tuple[float, asyncio.Future[Found]]] = deque()
+
+    @abstractmethod
+    def _take(self) -> tuple[list[Item], list[Waiter]]:
+        """Fill a trip with those who have waited longest: what it carries, and who waits for each of its answers."""
+
+    @abstractmethod
+    def _is_waiting(self) -> bool:
+        """Tell whether another trip is wanted."""
+
+    @abstractmethod
+    def _deliver(self, waiters: list[Waiter], answers: Sequence[Answer]) -> None: ...
+
+    @abstractmethod
+    def _fail(self, waiter: Waiter, error: Exception) -> None: ...
+
+    def _wait(self) -> asyncio.Future[Found]:
+        """Make the future of one question, see to its deadline and to a trip."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # at first, and where a bare middleware outlives its loop
-            self._loop, self._is_due, self._timer = loop, False, None
-            self._waiting, self._trips, self._deadlines = deque(), set(), deque()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append(_Waiting(item, future, left, size))
-        if not self._is_due and len(self._trips) < MAX_TRIPS:
-            self._is_due = True
-            loop.call_soon(self._depart)  # after the other requests of this turn of the loop
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][1].done():
-            deadlines.popleft()
-        deadlines.append((loop.time() + self._storage.timeout, future))
-        if self._timer is None:
-            self._timer = loop.call_at(deadlines[0][0], self._expire)
+            self._loop = loop
+            self._begin()
+        future: asyncio.Future[Found] = loop.create_future()
+        if self._due is None:
+            if not self._trips:
+                self._due = loop.call_soon(self._depart)  # after the other requests of this turn of the loop
+            elif len(self._trips) < MAX_TRIPS:
+                self._due = loop.call_later(PATIENCE, self._depart)
+        if self._now is None:
+            deadlines = self._deadlines
+            while deadlines and deadlines[0][1].done():
+                deadlines.popleft()
+            deadlines.append((loop.time() + self._storage.timeout, future))
+            if self._timer is None:
+                self._timer = loop.call_at(deadlines[0][0], self._expire)
         return future
 
     async def finish(self) -> None:
@@ -135,8 +141,9 @@ class _Lane(Generic[Item, Answer]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting:
-            self._waiting.popleft().fail(timed_out(self._storage))
+        while self._is_waiting():
+            for waiter in self._take()[1]:
+                self._fail(waiter, timed_out(self._storage))
         trips = set(self._trips)
         for trip in trips:
             trip.cancel()
@@ -154,72 +161,164 @@ class _Lane(Generic[Item, Answer]):
         self._timer = loop.call_at(deadlines[0][0], self._expire) if deadlines else None
 
     def _depart(self) -> None:
-        self._is_due = False
-        while self._waiting and len(self._trips) < MAX_TRIPS:
-            batch = self._take()
-            if batch:
-                trip = asyncio.get_running_loop().create_task(self._travel(batch))
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        while self._is_waiting() and len(self._trips) < MAX_TRIPS:
+            items, waiters = self._take()
+            if items and self._now is not None:
+                try:
+                    self._deliver(waiters, self._now(items))
+                except Exception as error:  # noqa: BLE001  (it belongs to those who asked)
+                    for waiter in waiters:
+                        self._fail(waiter, error)
+            elif items:
+                trip = asyncio.get_running_loop().create_task(self._travel(items, waiters))
                 self._trips.add(trip)
                 trip.add_done_callback(self._arrive)
 
     def _arrive(self, trip: asyncio.Task[None]) -> None:
         self._trips.discard(trip)
-        if self._waiting and not self._is_due:
+        if self._is_waiting():
+            if self._due is not None:
+                self._due.cancel()
+            self._linger(LINGER)
+
+    def _linger(self, turns: int) -> None:
+        """Let the requests join that came while this turn of the event loop was busy with the answers."""
+        if turns:
+            self._due = asyncio.get_running_loop().call_soon(self._linger, turns - 1)
+        else:
             self._depart()
 
-    def _take(self) -> dict[str, list[_Waiting[Item, Answer]]]:
-        """Fill a trip with those who have waited longest; who asks for the same key to be loaded shares the answer."""
-        batch: dict[str, list[_Waiting[Item, Answer]]] = {}
-        waiting, later, room = self._waiting, [], MAX_BYTES
-        while waiting:
-            one = waiting[0]
-            if one.left is None and one.future.done():
-                waiting.popleft()
-                continue
-            key = self._key(one.item)
-            if key in batch:
-                if one.left is None:
-                    batch[key].append(one)
-                else:
-                    later.append(one)
-                waiting.popleft()
-                continue
-            if len(batch) >= MAX_KEYS or (batch and one.size > room):
-                break
-            batch[key] = [one]
-            room -= one.size
-            waiting.popleft()
-        waiting.extendleft(reversed(later))
-        return batch
-
-    async def _travel(self, batch: dict[str, list[_Waiting[Item, Answer]]]) -> None:
+    async def _travel(self, items: list[Item], waiters: list[Waiter]) -> None:
         # A storage keeps its deadline; the one that does not must not hold this trip's place for ever.
         try:
             async with asyncio.timeout(2 * self._storage.timeout):
-                answers = await self._send([sharing[0].item for sharing in batch.values()])
-            for sharing, answer in zip(batch.values(), answers, strict=True):
-                for one in sharing:
-                    one.answer(answer)
+                answers = await self._send(items)
+            self._deliver(waiters, answers)
         except (asyncio.CancelledError, TimeoutError) as stopped:
-            for one in chain.from_iterable(batch.values()):
-                one.fail(timed_out(self._storage))
+            for waiter in waiters:
+                self._fail(waiter, timed_out(self._storage))
             if isinstance(stopped, asyncio.CancelledError):
                 raise
         except Exception as error:  # noqa: BLE001  (whatever a storage raises belongs to those who wait)
-            if len(batch) == 1 or isinstance(error, StorageUnavailable):
-                for one in chain.from_iterable(batch.values()):
-                    one.fail(error)
+            if len(items) == 1 or isinstance(error, StorageUnavailable):
+                for waiter in waiters:
+                    self._fail(waiter, error)
             else:
-                for key, sharing in batch.items():  # one bad item must not fail the others
-                    await self._travel({key: sharing})
+                for item, waiter in zip(items, waiters, strict=True):  # one bad item must not fail the others
+                    await self._travel([item], [waiter])
 
 
-def _key_of(write: Write) -> str:
-    return write.key
+class _Loads(_Lane[str, Record | None, list[tuple[asyncio.Future[Found], Asked]], Found], Generic[Asked, Found]):
+    """Who asks for a key that waits already shares the answer."""
+
+    read: Callable[[Asked, Record | None], Found]
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._waiting: dict[str, list[tuple[asyncio.Future[Found], Asked]]] = {}
+
+    def ask(self, key: str, asked: Asked) -> asyncio.Future[Found]:
+        future = self._wait()
+        sharing = self._waiting.get(key)
+        if sharing is None:
+            self._waiting[key] = [(future, asked)]
+        else:
+            sharing.append((future, asked))
+        return future
+
+    def _is_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def _take(self) -> tuple[list[str], list[list[tuple[asyncio.Future[Found], Asked]]]]:
+        waiting = self._waiting
+        if len(waiting) <= MAX_KEYS:
+            self._waiting = {}
+        else:
+            waiting = {key: waiting.pop(key) for key in list(islice(waiting, MAX_KEYS))}
+        for key, sharing in list(waiting.items()):
+            if sharing[0][0].done() and all(future.done() for future, _ in sharing):  # all have left
+                del waiting[key]
+        return list(waiting), list(waiting.values())
+
+    def _deliver(
+        self, waiters: list[list[tuple[asyncio.Future[Found], Asked]]], answers: Sequence[Record | None]
+    ) -> None:
+        read = self.read
+        for sharing, record in zip(waiters, answers, strict=True):
+            for future, asked in sharing:
+                if not future.done():
+                    try:
+                        future.set_result(read(asked, record))
+                    except Exception as error:  # noqa: BLE001  (it belongs to the one who asked)
+                        future.set_exception(error)
+
+    def _fail(self, waiter: list[tuple[asyncio.Future[Found], Asked]], error: Exception) -> None:
+        for future, _ in waiter:
+            if not future.done():
+                future.set_exception(_own(error))
 
 
-def _ignore(_: object) -> None:
-    """Nobody waits for this answer."""
+class _Change(NamedTuple, Generic[Item, Answer]):
+    item: Item
+    key: str
+    size: int
+    future: asyncio.Future[Answer]
+    left: Left[Answer] | None
+
+
+class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
+    """What is asked for is carried out, also when its caller has left."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._waiting: deque[_Change[Item, Answer]] = deque()
+
+    def ask(self, item: Item, key: str, size: int, left: Left[Answer] | None) -> asyncio.Future[Answer]:
+        future = self._wait()
+        self._waiting.append(_Change(item, key, size, future, left))
+        return future
+
+    def _is_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def _take(self) -> tuple[list[Item], list[_Change[Item, Answer]]]:
+        waiting, room = self._waiting, MAX_BYTES
+        taken: dict[str, _Change[Item, Answer]] = {}
+        later = []
+        while waiting and len(taken) < MAX_KEYS and (waiting[0].size <= room or not taken):
+            change = waiting.popleft()
+            if change.key in taken:
+                later.append(change)
+            else:
+                taken[change.key] = change
+                room -= change.size
+        waiting.extendleft(reversed(later))
+        return [change.item for change in taken.values()], list(taken.values())
+
+    def _deliver(self, waiters: list[_Change[Item, Answer]], answers: Sequence[Answer]) -> None:
+        for (_, _, _, future, left), answer in zip(waiters, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+            elif left is not None and future.cancelled():
+                left(answer)
+
+    def _fail(self, waiter: _Change[Item, Answer], error: Exception) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(_own(error))
+        elif waiter.left is not None and waiter.future.cancelled():
+            waiter.left(error)
+
+
+def _own(error: Exception) -> Exception:
+    """Give each waiter an error of its own, as raising adds a traceback."""
+    if not isinstance(error, StorageUnavailable):
+        return error
+    own = StorageUnavailable(*error.args)
+    own.__cause__ = error.__cause__
+    return own
 
 
 def _answering_each(storage: Storage) -> Callable[[Sequence[str]], Coroutine[Any, Any, list[None]]]:

@@ -7,7 +7,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -20,7 +20,7 @@ from .errors import ConfigError, SessionConflict, StorageUnavailable
 from .log import logger, once, seldom
 from .merge import merge
 from .session import Duration, Session, Stored, seconds
-from .storage import Conflict, Gone, Immediate, Outcome, Record, Saved, Storage, Write, timed_out
+from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, timed_out
 from .turns import Turns
 
 __all__ = ["Manager", "OnConflict", "Options"]
@@ -80,8 +80,7 @@ class Manager:
         self._idle_timeout = seconds("idle_timeout", idle_timeout)
         self._lifetime = math.inf if lifetime is None else seconds("lifetime", lifetime)
         self._on_conflict = on_conflict
-        self._batcher = Batcher(storage)
-        self._immediate = storage if isinstance(storage, Immediate) else None
+        self._batcher = Batcher(storage, self._read)
         self._turns = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
@@ -104,43 +103,24 @@ class Manager:
 
     # The way in.
 
-    def load_now(self, request: web.BaseRequest) -> Session | None:
-        """Do what `load` does, if nothing need be waited for."""
-        if self._immediate is None or not self._is_open:
-            return None
-        presented = self._reader.read(request.headers)
-        if len(presented) != 1:
-            return None
-        record = self._immediate.load_now(presented[0].key)
-        return None if record is None else self._read(presented[0], record)
-
-    async def load(self, request: web.BaseRequest) -> Session:
+    def load(self, request: web.BaseRequest) -> Awaitable[Session]:
         """Give the session of the request's cookie, or a new one; ids that are not stored are never adopted.
 
         Raises:
             StorageUnavailable: the storage did not answer in time.
         """
         presented = self._reader.read(request.headers)
-        if not presented:
-            return Session(self, {})
-        if not self._is_open:  # the bare middleware opens its storage at the first use
-            async with self._within_budget():
-                await self.open()
-        if len(presented) > 1:
-            return await self._load_one_of(presented)
-        (one,) = presented
-        record = await self._batcher.load(one.key)
-        session = None if record is None else self._read(one, record)
-        return Session(self, {}) if session is None else session
+        if len(presented) == 1 and self._is_open:
+            return self._batcher.load(presented[0].key, presented[0])
+        return self._load_one_of(presented)
 
     async def _load_one_of(self, presented: Sequence[Presented]) -> Session:
         """Give the session of the one cookie whose session lives."""
-        records = await asyncio.gather(*[self._batcher.load(one.key) for one in presented])
-        live = []
-        for one, record in zip(presented, records, strict=True):
-            session = None if record is None else self._read(one, record)
-            if session is not None:
-                live.append(session)
+        if presented and not self._is_open:  # the bare middleware opens its storage at the first use
+            async with self._within_budget():
+                await self.open()
+        found = await asyncio.gather(*[self._batcher.load(one.key, one) for one in presented])
+        live = [session for session in found if session._stored is not None]
         if len(live) > 1:
             seldom(
                 logger.warning,
@@ -163,23 +143,25 @@ class Manager:
         session._ended = True
         return session
 
-    def _read(self, presented: Presented, record: Record) -> Session | None:
-        """Make the session of a record, if it is one whose time is not over."""
+    def _read(self, presented: Presented, record: Record | None) -> Session:
+        """Make the session of a record; a new one, if there is none that can be read and whose time is not over."""
+        if record is None:
+            return Session(self, {})
         session_id, key, is_stale = presented
         version, encoded = record
         try:
             envelope, data = self._decode(encoded)
         except UnknownFormatError as error:
             seldom(logger.warning, "session %s is left alone: %s", key[:8], error)
-            return None
+            return Session(self, {})
         except UndecodableError as error:
             seldom(logger.warning, "session %s is removed: %s", key[:8], error)
             self._spawn(self._remove_damaged(key, version))
-            return None
+            return Session(self, {})
         created, written, idle_timeout, _ = envelope
         idle, now = idle_timeout or self._idle_timeout, self.clock()
         if now >= written + idle or now >= created + self._lifetime:
-            return None
+            return Session(self, {})
         session = Session(self, data, Stored(session_id, key, version, envelope))
         if is_stale:
             session._cookie_stale = True
@@ -199,7 +181,7 @@ class Manager:
 
     async def _remove_damaged(self, key: str, version: bytes) -> None:
         try:
-            await self._ask(Write(key, version, None, 1))
+            await self._batcher.save(Write(key, version, None, 1))
         except Exception as error:  # noqa: BLE001  (housekeeping: the record's time will end)
             logger.debug("session %s is damaged, and was not removed: %s", key[:8], error)
 
@@ -271,9 +253,8 @@ class Manager:
             if session._gone or stored is None:
                 session._data = {}
                 return
-            record = await self._batcher.load(stored.key)
-            read = None if record is None else self._read(Presented(stored.id, stored.key, stale=False), record)
-            if read is None:
+            read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
+            if read._stored is None:
                 self._lose(session, session._life, stored)
                 return
             session._data, session._stored = read._data, read._stored
@@ -375,7 +356,7 @@ class Manager:
         envelope = Envelope(session._created, written, session._idle_timeout, draft)
         ttl = max(1, math.ceil(self._ends(envelope) - now))
         write = Write(key, version, envelope.pack() if draft else None, ttl)
-        outcome = await self._batcher.save(write, left) if self._immediate is None else self._immediate.save_now(write)
+        outcome = await self._batcher.save(write, left)
         if type(outcome) is Saved:
             self._settle(session, life, Stored(session_id, key, outcome.version, envelope) if draft else None)
             if not draft:
@@ -392,7 +373,7 @@ class Manager:
         fresh = await self._put_under_new_id(self._envelope(session, None, draft)) if draft else None
         outcome: Outcome | None = None
         try:
-            outcome = await self._ask(Write(stored.key, stored.version, None, 1))
+            outcome = await self._batcher.save(Write(stored.key, stored.version, None, 1))
         finally:
             if fresh is not None and not isinstance(outcome, Saved):
                 self._spawn(self._discard(fresh.key))  # nobody knows its id
@@ -410,7 +391,7 @@ class Manager:
         while True:
             session_id = secrets.token_urlsafe(32)
             key = self._key(session_id)
-            outcome = await self._ask(Write(key, None, envelope.pack(), self._ttl(envelope)), left)
+            outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)), left)
             if isinstance(outcome, Saved):
                 logger.info("session %s created", key[:8])
                 return Stored(session_id, key, outcome.version, envelope)
@@ -420,9 +401,6 @@ class Manager:
             await self._batcher.delete(key)
         except Exception as error:  # noqa: BLE001  (housekeeping: the record's time will end)
             logger.debug("session %s is unused, and was not removed: %s", key[:8], error)
-
-    async def _ask(self, write: Write, left: Left[Outcome] | None = None) -> Outcome:
-        return await self._batcher.save(write, left) if self._immediate is None else self._immediate.save_now(write)
 
     def _settle(self, session: Session, life: int, stored: Stored | None, renewals: int = 0) -> None:
         """Take note of a write, unless invalidate() has ended meanwhile the session that it was for."""

@@ -59,11 +59,7 @@ async def get_session(request: web.Request, *, extend: bool = True) -> Session:
         raise _no_setup() from None
     session = visit.session
     if session is None:
-        session = None if visit.sealed else visit.keeper.load_now(request)
-        if session is None:
-            session = await _load(visit, request)
-        else:
-            visit.session = session
+        session = await _load(visit, request)
     if extend:
         session._extend = True
     return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -28,11 +28,8 @@ class Keeper(Protocol):
     clock: Callable[[], float]
     """Seconds since the epoch."""
 
-    def load_now(self, request: web.BaseRequest) -> Session | None:
-        """Do what `load` does, if nothing need be waited for."""
-
-    async def load(self, request: web.BaseRequest) -> Session:
-        """Give the session of the request's cookie, or a new one."""
+    def load(self, request: web.BaseRequest) -> Awaitable[Session]:
+        """Give, when it is awaited, the session of the request's cookie, or a new one."""
 
     async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
         """Store what became of the session, and say in the response's headers what the browser must know."""

@@ -151,13 +151,13 @@ class Storage(ABC):
 
 @runtime_checkable
 class Immediate(Protocol):
-    """What a storage may offer that answers without waiting: it is asked at once, and nothing is batched."""
+    """What a storage may offer that answers without waiting: no task and no deadline is needed for it."""
 
-    def load_now(self, key: str) -> Record | None:
-        """Give one record, as `Storage.load` does."""
+    def load_now(self, keys: Sequence[str]) -> list[Record | None]:
+        """Do what `Storage.load` does."""
 
-    def save_now(self, write: Write) -> Outcome:
-        """Carry out one write, as `Storage.save` does."""
+    def save_now(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Do what `Storage.save` does."""
 
 
 def timed_out(storage: Storage) -> StorageUnavailable:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write
-from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, Batcher
+from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, PATIENCE, Batcher
+
+Lanes = Batcher[None, Record | None]
 
 
 class Gated(Storage):
@@ -46,34 +48,41 @@ class Gated(Storage):
         await self._travel(list(keys))
 
 
+def lanes_of(storage: Storage) -> Lanes:
+    return Batcher(storage, lambda _, record: record)
+
+
 @pytest.fixture
 async def storage() -> Gated:
     return Gated()
 
 
 @pytest.fixture
-async def batcher(storage: Gated) -> Batcher:
-    return Batcher(storage)
+async def batcher(storage: Gated) -> Lanes:
+    return lanes_of(storage)
 
 
-async def settle() -> None:
+async def settle(seconds: float = 0) -> None:
+    await asyncio.sleep(seconds)
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_callers_of_one_moment_share_a_trip(batcher: Batcher, storage: Gated) -> None:
+async def test_callers_of_one_moment_share_a_trip(batcher: Lanes, storage: Gated) -> None:
     storage.gate.set()
-    records = await asyncio.gather(*(batcher.load(f"k{number}") for number in range(10)))
+    records = await asyncio.gather(*(batcher.load(f"k{number}", None) for number in range(10)))
     assert [record and record.data for record in records] == [b"k%d" % number for number in range(10)]
     assert len(storage.trips) == 1
 
 
-async def test_what_comes_during_the_trips_goes_out_together_in_the_next(batcher: Batcher, storage: Gated) -> None:
-    futures = [batcher.load("first")]
+async def test_what_comes_during_the_trips_goes_out_together_in_the_next(batcher: Lanes, storage: Gated) -> None:
+    futures = [batcher.load("first", None)]
     await settle()
-    futures.append(batcher.load("second"))
+    futures.append(batcher.load("second", None))
     await settle()
-    futures += [batcher.load(f"k{number}") for number in range(5)]
+    assert storage.trips == [["first"]]  # the second waits for company, but not for long
+    await settle(PATIENCE * 2)
+    futures += [batcher.load(f"k{number}", None) for number in range(5)]
     await settle()
     assert storage.trips == [["first"], ["second"]]
     storage.gate.set()
@@ -82,16 +91,16 @@ async def test_what_comes_during_the_trips_goes_out_together_in_the_next(batcher
     assert storage.most == MAX_TRIPS
 
 
-async def test_a_trip_carries_a_key_once_and_keeps_the_order_of_writes(batcher: Batcher, storage: Gated) -> None:
+async def test_a_trip_carries_a_key_once_and_keeps_the_order_of_writes(batcher: Lanes, storage: Gated) -> None:
     storage.gate.set()
     outcomes = await asyncio.gather(*(batcher.save(Write("k", None, b"%d" % number, 1)) for number in range(4)))
     assert outcomes == [Saved(b"%d" % number) for number in range(4)]
     assert storage.trips == [["k"]] * 4
 
 
-async def test_a_trip_is_bounded_in_keys_and_bytes(batcher: Batcher, storage: Gated) -> None:
+async def test_a_trip_is_bounded_in_keys_and_bytes(batcher: Lanes, storage: Gated) -> None:
     storage.gate.set()
-    await asyncio.gather(*(batcher.load(f"k{number}") for number in range(MAX_KEYS * 2 + 1)))
+    await asyncio.gather(*(batcher.load(f"k{number}", None) for number in range(MAX_KEYS * 2 + 1)))
     assert sorted(map(len, storage.trips)) == [1, MAX_KEYS, MAX_KEYS]
     storage.trips.clear()
     sizes = {"a": MAX_BYTES - 1, "b": 1, "c": 1, "large": MAX_BYTES * 3, "d": 1}
@@ -99,16 +108,16 @@ async def test_a_trip_is_bounded_in_keys_and_bytes(batcher: Batcher, storage: Ga
     assert storage.trips == [["a", "b"], ["c"], ["large"], ["d"]]
 
 
-async def test_an_outage_fails_the_whole_trip_and_only_it(batcher: Batcher, storage: Gated) -> None:
+async def test_an_outage_fails_the_whole_trip_and_only_it(batcher: Lanes, storage: Gated) -> None:
     storage.bad = {"bad": StorageUnavailable("down")}
     storage.gate.set()
-    results = await asyncio.gather(batcher.load("good"), batcher.load("bad"), return_exceptions=True)
+    results = await asyncio.gather(batcher.load("good", None), batcher.load("bad", None), return_exceptions=True)
     assert [type(result) for result in results] == [StorageUnavailable] * 2
     assert results[0] is not results[1]
-    assert await batcher.load("good")
+    assert await batcher.load("good", None)
 
 
-async def test_a_bad_item_fails_alone(batcher: Batcher, storage: Gated) -> None:
+async def test_a_bad_item_fails_alone(batcher: Lanes, storage: Gated) -> None:
     storage.bad = {"bad": SessionTooLarge(2, 1, "here")}
     storage.gate.set()
     writes = [Write(key, None, b"x", 1) for key in ("a", "bad", "b")]
@@ -116,9 +125,9 @@ async def test_a_bad_item_fails_alone(batcher: Batcher, storage: Gated) -> None:
     assert [type(result) for result in results] == [Saved, SessionTooLarge, Saved]
 
 
-async def test_a_cancelled_caller_leaves_the_others_their_answers(batcher: Batcher, storage: Gated) -> None:
+async def test_a_cancelled_caller_leaves_the_others_their_answers(batcher: Lanes, storage: Gated) -> None:
     async def ask(key: str) -> bytes:
-        record = await batcher.load(key)
+        record = await batcher.load(key, None)
         assert record is not None
         return record.data
 
@@ -132,12 +141,12 @@ async def test_a_cancelled_caller_leaves_the_others_their_answers(batcher: Batch
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
 
 
-async def test_nobody_travels_for_a_caller_who_left_before(batcher: Batcher, storage: Gated) -> None:
-    blocking = [batcher.load("one")]
+async def test_nobody_travels_for_a_caller_who_left_before(batcher: Lanes, storage: Gated) -> None:
+    blocking = [batcher.load("one", None)]
     await settle()
-    blocking.append(batcher.load("two"))
-    await settle()
-    left, stays = batcher.load("left"), batcher.load("stays")
+    blocking.append(batcher.load("two", None))
+    await settle(PATIENCE * 2)
+    left, stays = batcher.load("left", None), batcher.load("stays", None)
     left.cancel()
     storage.gate.set()
     await asyncio.gather(*blocking, stays)
@@ -154,15 +163,15 @@ async def test_a_stalled_trip_does_not_hold_the_next(storage: Gated) -> None:
 
     stalling = Stalling()
     stalling.gate.set()
-    batcher = Batcher(stalling)
-    stalled = batcher.load("stall")
+    batcher = lanes_of(stalling)
+    stalled = batcher.load("stall", None)
     await settle()
     for number in range(20):
-        assert await batcher.load(f"k{number}")
+        assert await batcher.load(f"k{number}", None)
     stalled.cancel()
 
 
-async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Batcher, storage: Gated) -> None:
+async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Lanes, storage: Gated) -> None:
     asked = [batcher.save(Write(f"k{number}", None, b"x", 1)) for number in range(MAX_KEYS + 1)]
     deleted = batcher.delete("k")
     finishing = asyncio.create_task(batcher.finish(5))
@@ -174,32 +183,33 @@ async def test_finish_waits_for_what_is_under_way_and_waiting(batcher: Batcher, 
     assert deleted.done()
 
 
-async def test_finish_stops_what_does_not_end(batcher: Batcher, storage: Gated) -> None:
-    asked: list[asyncio.Future[Any]] = [batcher.load("one"), batcher.save(Write("two", None, b"x", 1))]
+async def test_finish_stops_what_does_not_end(batcher: Lanes, storage: Gated) -> None:
+    asked: list[asyncio.Future[Any]] = [batcher.load("one", None), batcher.save(Write("two", None, b"x", 1))]
     await batcher.finish(0.05)
     assert all(isinstance(future.exception(), StorageUnavailable) for future in asked)
     assert storage.under_way == 0
 
 
-async def test_loads_of_one_key_share_their_answer(batcher: Batcher, storage: Gated) -> None:
+async def test_loads_of_one_key_share_their_answer(batcher: Lanes, storage: Gated) -> None:
     storage.gate.set()
-    records = await asyncio.gather(*(batcher.load("k") for _ in range(250)))
+    records = await asyncio.gather(*(batcher.load("k", None) for _ in range(250)))
     assert {record and record.data for record in records} == {b"k"}
     assert storage.trips == [["k"]]
 
 
 async def test_a_write_is_carried_out_although_its_caller_left_and_what_became_of_it_is_told(
-    batcher: Batcher, storage: Gated
+    batcher: Lanes, storage: Gated
 ) -> None:
     told: list[object] = []
     blocking = [batcher.save(Write("a", None, b"1", 1))]
     await settle()
     blocking.append(batcher.save(Write("b", None, b"2", 1)))
-    await settle()
+    await settle(PATIENCE * 2)
     under_way = batcher.save(Write("c", None, b"3", 1), told.append)
     under_way.cancel()
     storage.gate.set()
     await asyncio.gather(*blocking)
+    await settle()
     storage.bad = {"d": StorageUnavailable("down")}
     failing = batcher.save(Write("d", None, b"4", 1), told.append)
     failing.cancel()
@@ -212,10 +222,10 @@ async def test_a_write_is_carried_out_although_its_caller_left_and_what_became_o
 async def test_who_waits_too_long_is_told_within_the_storages_deadline() -> None:
     storage = Gated()
     storage.timeout = 0.05
-    batcher = Batcher(storage)
-    asked = [batcher.load(f"k{number}") for number in range(3)]
+    batcher = lanes_of(storage)
+    asked = [batcher.load(f"k{number}", None) for number in range(3)]
     await settle()
-    asked += [batcher.load(f"l{number}") for number in range(3)]
+    asked += [batcher.load(f"l{number}", None) for number in range(3)]
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(result) for result in results] == [StorageUnavailable] * 6
     assert "did not answer within 0.05 s" in str(results[0])
@@ -225,13 +235,13 @@ async def test_who_waits_too_long_is_told_within_the_storages_deadline() -> None
 async def test_a_storage_that_forgets_its_deadline_does_not_hold_the_trips_for_ever() -> None:
     storage = Gated()
     storage.timeout = 0.02
-    batcher = Batcher(storage)
+    batcher = lanes_of(storage)
     for key in ("one", "two", "three"):
         with pytest.raises(StorageUnavailable):
-            await batcher.load(key)
+            await batcher.load(key, None)
     await asyncio.sleep(0.05)
     storage.gate.set()
-    assert await batcher.load("four")
+    assert await batcher.load("four", None)
 
 
 class Odd(Gated):
@@ -244,24 +254,24 @@ class Odd(Gated):
 
 
 async def test_a_storage_that_breaks_the_law_fails_those_who_asked_and_nobody_else() -> None:
-    batcher = Batcher(Odd())
+    batcher = lanes_of(Odd())
     with pytest.raises(ValueError, match="shorter"):
-        await batcher.load("short")
+        await batcher.load("short", None)
     with pytest.raises(StorageUnavailable):
-        await batcher.load("cancelled")
+        await batcher.load("cancelled", None)
 
 
 def test_a_batcher_serves_one_event_loop_after_another() -> None:
     storage = Gated()
 
     async def leave() -> None:
-        lanes.load("left")
+        lanes.load("left", None)
 
     async def ask() -> Record | None:
         storage.gate = asyncio.Event()
         storage.gate.set()
-        return await lanes.load("k")
+        return await lanes.load("k", None)
 
-    lanes = Batcher(storage)
+    lanes = lanes_of(storage)
     asyncio.run(leave())
     assert asyncio.run(ask()) == Record(b"v", b"k")

@@ -62,10 +62,10 @@ class MemoryStorage(Storage):
             self._sweeper = asyncio.create_task(self._sweep())
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
-        return [self.load_now(key) for key in keys]
+        return self.load_now(keys)
 
     async def save(self, writes: Sequence[Write]) -> list[Outcome]:
-        return [self.save_now(write) for write in writes]
+        return self.save_now(writes)
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -79,13 +79,16 @@ class MemoryStorage(Storage):
                 await self._sweeper
             self._sweeper = None
 
-    def load_now(self, key: str) -> Record | None:
-        """Give one record at once."""
-        held = self._held.get(key)
-        return held.record if held is not None and self.clock() < held.expires else None
+    def load_now(self, keys: Sequence[str]) -> list[Record | None]:
+        """Do what `load` does, at once."""
+        now, found = self.clock(), map(self._held.get, keys)
+        return [held.record if held is not None and now < held.expires else None for held in found]
 
-    def save_now(self, write: Write) -> Outcome:
-        """Carry out one write at once."""
+    def save_now(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Do what `save` does, at once."""
+        return [self._save(write) for write in writes]
+
+    def _save(self, write: Write) -> Outcome:
         key, expected, data, ttl = write
         now, held = self.clock(), self._held.get(key)
         if held is not None and now < held.expires:
@@ -109,7 +112,8 @@ class MemoryStorage(Storage):
             await asyncio.sleep(_SWEEP_EVERY)
             keys = list(self._held)
             for start in range(0, len(keys), _SWEEP_SLICE):
+                now = self.clock()
                 for key in keys[start : start + _SWEEP_SLICE]:
-                    if self.load_now(key) is None:
-                        self._held.pop(key, None)
+                    if key in self._held and self._held[key].expires <= now:
+                        del self._held[key]
                 await asyncio.sleep(0)
