@@ -92,8 +92,8 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
         self._begin()
 
     def _begin(self) -> None:
-        self._due: asyncio.Handle | None = None  # the next departure
-        self._trips: set[asyncio.Task[None]] = set()
+        self._due: asyncio.Handle | None = None  # the next departure, if it is not at once
+        self._trips: dict[asyncio.Task[None], float] = {}  # when they are stopped
         self._timer: asyncio.TimerHandle | None = None
         self._deadlines: deque[tuple[float, asyncio.Future[Found]]] = deque()
 
@@ -118,29 +118,35 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             self._loop = loop
             self._begin()
         future: asyncio.Future[Found] = loop.create_future()
-        if self._due is None:
-            if not self._trips:
-                self._due = loop.call_soon(self._depart)  # after the other requests of this turn of the loop
-            elif len(self._trips) < MAX_TRIPS:
-                self._due = loop.call_later(PATIENCE, self._depart)
-        if self._now is None:
-            deadlines = self._deadlines
-            while deadlines and deadlines[0][1].done():
-                deadlines.popleft()
-            deadlines.append((loop.time() + self._storage.timeout, future))
-            if self._timer is None:
-                self._timer = loop.call_at(deadlines[0][0], self._expire)
+        if self._now is not None:
+            if self._due is None:
+                self._due = loop.call_soon(self._answer_now)
+            return future
+        if not self._trips:
+            self._depart()
+        elif self._due is None and len(self._trips) < MAX_TRIPS:
+            self._due = loop.call_later(PATIENCE, self._depart)
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][1].done():
+            deadlines.popleft()
+        deadlines.append((loop.time() + self._storage.timeout, future))
+        if self._timer is None:
+            self._timer = loop.call_at(deadlines[0][0], self._expire)
         return future
 
     async def finish(self) -> None:
-        self._depart()
-        while self._trips:
+        if self._now is not None:
+            self._answer_now()
+        while self._is_waiting() or self._trips:
+            if not self._trips:
+                self._depart()
             await asyncio.wait(self._trips)
 
     async def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._timer, self._due):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._due = None
         while self._is_waiting():
             for waiter in self._take()[1]:
                 self._fail(waiter, timed_out(self._storage))
@@ -149,54 +155,67 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             trip.cancel()
         if trips:
             await asyncio.wait(trips)
+        self._trips.clear()  # also of those that had not begun
 
     def _expire(self) -> None:
-        """Fail those who have waited too long: one timer for all, as all wait equally long."""
+        """Fail those who have waited too long, and stop the trips whose storage forgets its deadline."""
         loop = asyncio.get_running_loop()
         now, deadlines = loop.time(), self._deadlines
         while deadlines and (deadlines[0][1].done() or deadlines[0][0] <= now):
             _, future = deadlines.popleft()
             if not future.done():
                 future.set_exception(timed_out(self._storage))
-        self._timer = loop.call_at(deadlines[0][0], self._expire) if deadlines else None
+        for trip, until in self._trips.items():
+            if until <= now:
+                trip.cancel()
+        times = [deadlines[0][0]] if deadlines else []
+        times += [until for until in self._trips.values() if until > now]
+        self._timer = loop.call_at(min(times), self._expire) if times else None
+
+    def _answer_now(self) -> None:
+        self._due = None
+        assert self._now is not None
+        while self._is_waiting():
+            items, waiters = self._take()
+            try:
+                self._deliver(waiters, self._now(items) if items else [])
+            except Exception as error:  # noqa: BLE001  (it belongs to those who asked)
+                for waiter in waiters:
+                    self._fail(waiter, error)
 
     def _depart(self) -> None:
+        """Begin a trip; the other requests of this turn of the event loop join it."""
+        loop = asyncio.get_running_loop()
         if self._due is not None:
             self._due.cancel()
             self._due = None
-        while self._is_waiting() and len(self._trips) < MAX_TRIPS:
-            items, waiters = self._take()
-            if items and self._now is not None:
-                try:
-                    self._deliver(waiters, self._now(items))
-                except Exception as error:  # noqa: BLE001  (it belongs to those who asked)
-                    for waiter in waiters:
-                        self._fail(waiter, error)
-            elif items:
-                trip = asyncio.get_running_loop().create_task(self._travel(items, waiters))
-                self._trips.add(trip)
-                trip.add_done_callback(self._arrive)
+        trip = asyncio.Task(self._travel(), loop=loop)  # a task factory might begin it too early
+        self._trips[trip] = loop.time() + 2 * self._storage.timeout
 
-    def _arrive(self, trip: asyncio.Task[None]) -> None:
-        self._trips.discard(trip)
-        if self._is_waiting():
-            if self._due is not None:
-                self._due.cancel()
-            self._linger(LINGER)
+    async def _travel(self) -> None:
+        try:
+            items, waiters = self._take()
+            if self._is_waiting() and len(self._trips) < MAX_TRIPS:  # they found no room
+                self._depart()
+            if items:
+                await self._carry(items, waiters)
+        finally:
+            self._trips.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
+            if self._is_waiting() and len(self._trips) < MAX_TRIPS:
+                self._linger(LINGER)
 
     def _linger(self, turns: int) -> None:
         """Let the requests join that came while this turn of the event loop was busy with the answers."""
+        if self._due is not None:
+            self._due.cancel()
         if turns:
             self._due = asyncio.get_running_loop().call_soon(self._linger, turns - 1)
         else:
             self._depart()
 
-    async def _travel(self, items: list[Item], waiters: list[Waiter]) -> None:
-        # A storage keeps its deadline; the one that does not must not hold this trip's place for ever.
+    async def _carry(self, items: list[Item], waiters: list[Waiter]) -> None:
         try:
-            async with asyncio.timeout(2 * self._storage.timeout):
-                answers = await self._send(items)
-            self._deliver(waiters, answers)
+            self._deliver(waiters, await self._send(items))
         except (asyncio.CancelledError, TimeoutError) as stopped:
             for waiter in waiters:
                 self._fail(waiter, timed_out(self._storage))
@@ -208,7 +227,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
                     self._fail(waiter, error)
             else:
                 for item, waiter in zip(items, waiters, strict=True):  # one bad item must not fail the others
-                    await self._travel([item], [waiter])
+                    await self._carry([item], [waiter])
 
 
 class _Loads(_Lane[str, Record | None, list[tuple[asyncio.Future[Found], Asked]], Found], Generic[Asked, Found]):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from .errors import ConfigError, SessionError, StorageUnavailable
@@ -135,18 +136,32 @@ class Storage(ABC):
     async def close(self) -> None:  # noqa: B027  (see open)
         """Give back what `open` took; calling it twice is no error."""
 
-    @asynccontextmanager
-    async def answering(self, *outages: type[BaseException]) -> AsyncIterator[None]:
+    def answering(self, *outages: type[BaseException]) -> AbstractAsyncContextManager[None]:
         """Bound the block by `timeout`, and turn `outages` and time-outs into `StorageUnavailable`."""
+        return _Answering(self, (OSError, EOFError, *outages))
+
+
+class _Answering(AbstractAsyncContextManager[None]):
+    def __init__(self, storage: Storage, outages: tuple[type[BaseException], ...]) -> None:
+        self._storage = storage
+        self._outages = outages
+        self._deadline = asyncio.timeout(storage.timeout)
+
+    async def __aenter__(self) -> None:
+        await self._deadline.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         try:
-            async with asyncio.timeout(self.timeout):
-                yield
-        except SessionError:
-            raise
-        except TimeoutError as error:
-            raise timed_out(self) from error
-        except (OSError, EOFError, *outages) as error:  # type: ignore[misc]
-            raise StorageUnavailable(f"{self!r} failed: {type(error).__name__}: {error}") from error
+            await self._deadline.__aexit__(kind, error, where)
+        except TimeoutError as passed:
+            raise timed_out(self._storage) from passed
+        if isinstance(error, TimeoutError):
+            raise timed_out(self._storage) from error
+        if isinstance(error, self._outages) and not isinstance(error, SessionError):
+            reason = f"{self._storage!r} failed: {type(error).__name__}: {error}"
+            raise StorageUnavailable(reason) from error
 
 
 @runtime_checkable

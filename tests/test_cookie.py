@@ -14,7 +14,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from aiohttp_store import ConfigError, Cookie
 from aiohttp_store.cookie import MAX_AGE, CookieReader, add_vary, forbid_caching, key_of_id
 
-ID = secrets.token_urlsafe(32)
+ID = "a-Session_Id-of-43-characters-in-base64url0"
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(3)]
 
 
