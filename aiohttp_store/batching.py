@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .errors import StorageUnavailable
 from .storage import Immediate, Outcome, Record, Storage, Write, timed_out
 
-__all__ = ["Batcher", "Left"]
+__all__ = ["Batcher"]
 
 MAX_TRIPS = 2
 """Round trips of one kind under way at once, so that a stalled one does not hold the next."""
@@ -30,9 +30,6 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Waiter = TypeVar("Waiter")
 
-Left = Callable[[Answer | Exception], None]
-"""Who is told the answer, or the failure, of a question whose caller has left."""
-
 
 class Batcher(Generic[Asked, Found]):
     """The three verbs of a storage for one key each, answered within the storage's `timeout`.
@@ -41,21 +38,30 @@ class Batcher(Generic[Asked, Found]):
     shares with others runs to its end.
     """
 
-    def __init__(self, storage: Storage, read: Callable[[Asked, Record | None], Found]) -> None:
-        """Take the function that makes of a record what a caller wants; a trip's records are read one after another."""
+    def __init__(
+        self,
+        storage: Storage,
+        read: Callable[[Asked, Record | None], Found],
+        left: Callable[[Any, Outcome | Exception], None],
+    ) -> None:
+        """Take what makes of a record what a caller wants, and what is told the outcome of a write whose caller left.
+
+        A trip's records are read one after another, before the first caller goes on.
+        """
         load_now, save_now = (storage.load_now, storage.save_now) if isinstance(storage, Immediate) else (None, None)
         self._loads: _Loads[Asked, Found] = _Loads(storage, storage.load, load_now)
         self._loads.read = read
         self._saves: _Changes[Write, Outcome] = _Changes(storage, storage.save, save_now)
+        self._saves.left = left
         self._deletes: _Changes[str, None] = _Changes(storage, _answering_each(storage), None)
 
     def load(self, key: str, asked: Asked) -> asyncio.Future[Found]:
         """Ask for one record, and for what `read(asked, record)` makes of it; nobody travels for one who has left."""
         return self._loads.ask(key, asked)
 
-    def save(self, write: Write, left: Left[Outcome] | None = None) -> asyncio.Future[Outcome]:
-        """Ask for one write; it is carried out even if the caller leaves, and `left` is then told what became of it."""
-        return self._saves.ask(write, write.key, len(write.data or b""), left)
+    def save(self, write: Write, asker: object = None) -> asyncio.Future[Outcome]:
+        """Ask for one write, which is carried out even if the caller leaves; then `left(asker, outcome)` is called."""
+        return self._saves.ask(write, write.key, len(write.data or b""), asker)
 
     def delete(self, key: str) -> asyncio.Future[None]:
         """Ask for one deletion; it is carried out even if the caller leaves."""
@@ -95,7 +101,8 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
         self._due: asyncio.Handle | None = None  # the next departure, if it is not at once
         self._trips: dict[asyncio.Task[None], float] = {}  # when they are stopped
         self._timer: asyncio.TimerHandle | None = None
-        self._deadlines: deque[tuple[float, asyncio.Future[Found]]] = deque()
+        self._deadlines: deque[float] = deque()
+        self._deadlined: deque[asyncio.Future[Found]] = deque()  # whose deadlines these are
 
     @abstractmethod
     def _take(self) -> tuple[list[Item], list[Waiter]]:
@@ -126,12 +133,14 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             self._depart()
         elif self._due is None and len(self._trips) < MAX_TRIPS:
             self._due = loop.call_later(PATIENCE, self._depart)
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][1].done():
+        deadlines, deadlined = self._deadlines, self._deadlined
+        while deadlined and deadlined[0].done():
+            deadlined.popleft()
             deadlines.popleft()
-        deadlines.append((loop.time() + self._storage.timeout, future))
+        deadlines.append(loop.time() + self._storage.timeout)
+        deadlined.append(future)
         if self._timer is None:
-            self._timer = loop.call_at(deadlines[0][0], self._expire)
+            self._timer = loop.call_at(deadlines[0], self._expire)
         return future
 
     async def finish(self) -> None:
@@ -160,15 +169,16 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
     def _expire(self) -> None:
         """Fail those who have waited too long, and stop the trips whose storage forgets its deadline."""
         loop = asyncio.get_running_loop()
-        now, deadlines = loop.time(), self._deadlines
-        while deadlines and (deadlines[0][1].done() or deadlines[0][0] <= now):
-            _, future = deadlines.popleft()
+        now, deadlines, deadlined = loop.time(), self._deadlines, self._deadlined
+        while deadlined and (deadlined[0].done() or deadlines[0] <= now):
+            deadlines.popleft()
+            future = deadlined.popleft()
             if not future.done():
                 future.set_exception(timed_out(self._storage))
         for trip, until in self._trips.items():
             if until <= now:
                 trip.cancel()
-        times = [deadlines[0][0]] if deadlines else []
+        times = list(islice(deadlines, 1))
         times += [until for until in self._trips.values() if until > now]
         self._timer = loop.call_at(min(times), self._expire) if times else None
 
@@ -230,52 +240,51 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
                     await self._carry([item], [waiter])
 
 
-class _Loads(_Lane[str, Record | None, list[tuple[asyncio.Future[Found], Asked]], Found], Generic[Asked, Found]):
+class _Loads(_Lane[str, Record | None, list[Any], Found], Generic[Asked, Found]):
     """Who asks for a key that waits already shares the answer."""
 
     read: Callable[[Asked, Record | None], Found]
 
     def _begin(self) -> None:
         super()._begin()
-        self._waiting: dict[str, list[tuple[asyncio.Future[Found], Asked]]] = {}
+        self._waiting: dict[str, list[Any]] = {}  # for each key its askers: future, asked, future, asked, …
 
     def ask(self, key: str, asked: Asked) -> asyncio.Future[Found]:
         future = self._wait()
         sharing = self._waiting.get(key)
         if sharing is None:
-            self._waiting[key] = [(future, asked)]
+            self._waiting[key] = [future, asked]
         else:
-            sharing.append((future, asked))
+            sharing += (future, asked)
         return future
 
     def _is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def _take(self) -> tuple[list[str], list[list[tuple[asyncio.Future[Found], Asked]]]]:
+    def _take(self) -> tuple[list[str], list[list[Any]]]:
         waiting = self._waiting
         if len(waiting) <= MAX_KEYS:
             self._waiting = {}
         else:
             waiting = {key: waiting.pop(key) for key in list(islice(waiting, MAX_KEYS))}
         for key, sharing in list(waiting.items()):
-            if sharing[0][0].done() and all(future.done() for future, _ in sharing):  # all have left
+            if sharing[0].done() and all(future.done() for future in sharing[::2]):  # all have left
                 del waiting[key]
         return list(waiting), list(waiting.values())
 
-    def _deliver(
-        self, waiters: list[list[tuple[asyncio.Future[Found], Asked]]], answers: Sequence[Record | None]
-    ) -> None:
+    def _deliver(self, waiters: list[list[Any]], answers: Sequence[Record | None]) -> None:
         read = self.read
         for sharing, record in zip(waiters, answers, strict=True):
-            for future, asked in sharing:
+            while sharing:
+                asked, future = sharing.pop(), sharing.pop()
                 if not future.done():
                     try:
                         future.set_result(read(asked, record))
                     except Exception as error:  # noqa: BLE001  (it belongs to the one who asked)
                         future.set_exception(error)
 
-    def _fail(self, waiter: list[tuple[asyncio.Future[Found], Asked]], error: Exception) -> None:
-        for future, _ in waiter:
+    def _fail(self, waiter: list[Any], error: Exception) -> None:
+        for future in waiter[::2]:
             if not future.done():
                 future.set_exception(_own(error))
 
@@ -285,19 +294,21 @@ class _Change(NamedTuple, Generic[Item, Answer]):
     key: str
     size: int
     future: asyncio.Future[Answer]
-    left: Left[Answer] | None
+    asker: object
 
 
 class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
     """What is asked for is carried out, also when its caller has left."""
 
+    left: Callable[[Any, Any], None]
+
     def _begin(self) -> None:
         super()._begin()
         self._waiting: deque[_Change[Item, Answer]] = deque()
 
-    def ask(self, item: Item, key: str, size: int, left: Left[Answer] | None) -> asyncio.Future[Answer]:
+    def ask(self, item: Item, key: str, size: int, asker: object) -> asyncio.Future[Answer]:
         future = self._wait()
-        self._waiting.append(_Change(item, key, size, future, left))
+        self._waiting.append(_Change(item, key, size, future, asker))
         return future
 
     def _is_waiting(self) -> bool:
@@ -318,17 +329,17 @@ class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
         return [change.item for change in taken.values()], list(taken.values())
 
     def _deliver(self, waiters: list[_Change[Item, Answer]], answers: Sequence[Answer]) -> None:
-        for (_, _, _, future, left), answer in zip(waiters, answers, strict=True):
+        for (_, _, _, future, asker), answer in zip(waiters, answers, strict=True):
             if not future.done():
                 future.set_result(answer)
-            elif left is not None and future.cancelled():
-                left(answer)
+            elif asker is not None and future.cancelled():
+                self.left(asker, answer)
 
     def _fail(self, waiter: _Change[Item, Answer], error: Exception) -> None:
         if not waiter.future.done():
             waiter.future.set_exception(_own(error))
-        elif waiter.left is not None and waiter.future.cancelled():
-            waiter.left(error)
+        elif waiter.asker is not None and waiter.future.cancelled():
+            self.left(waiter.asker, error)
 
 
 def _own(error: Exception) -> Exception:

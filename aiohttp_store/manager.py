@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from aiohttp import hdrs, web
 
-from .batching import Batcher, Left
+from .batching import Batcher
 from .codec import Codec, Envelope, JSONCodec, UndecodableError, UnknownFormatError
 from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching, key_of_id
 from .errors import ConfigError, SessionConflict, StorageUnavailable
@@ -80,7 +80,7 @@ class Manager:
         self._idle_timeout = seconds("idle_timeout", idle_timeout)
         self._lifetime = math.inf if lifetime is None else seconds("lifetime", lifetime)
         self._on_conflict = on_conflict
-        self._batcher = Batcher(storage, self._read)
+        self._batcher = Batcher(storage, self._read, self._left)
         self._turns = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
@@ -197,7 +197,19 @@ class Manager:
         if session._doomed or session._renewals:
             await self._protected(self._commit(session))
         elif (draft := self._draft(session)) is not None:
-            await self._save_once(session, draft)
+            stored = session._stored
+            turns = (id(session),) if stored is None else (id(session), stored.key)
+            if self._is_open and self._turns.take_now(*turns):
+                # As most requests end: by one write that nobody competes with. It is carried out even if the request
+                # is cancelled, and needs no task for that.
+                try:
+                    record = await self._attempt(session, draft, session)
+                finally:
+                    self._turns.give(*turns)
+                if record is not None:
+                    await self._protected(self._commit(session, record))
+            else:
+                await self._protected(self._commit(session))
         if not session._sealed:
             self._tell(request, response, session)
 
@@ -208,29 +220,12 @@ class Manager:
         draft, stored = self._draft(session), session._stored
         return draft is not None and (stored is None or draft != stored.envelope.payload)
 
-    async def _save_once(self, session: Session, draft: bytes) -> None:
-        """Store the session as most requests do, by one write that nobody competes with; else let `commit` do it.
-
-        The write is carried out even if the request is cancelled, and no task is needed for that.
-        """
-        stored = session._stored
-        turns = (id(session),) if stored is None else (id(session), stored.key)
-        if not self._is_open or not self._turns.take_now(*turns):
-            await self._protected(self._commit(session))
-            return
-
-        def left(outcome: Outcome | Exception) -> None:
-            if isinstance(outcome, Conflict) and session._stored is not None:
-                self._spawn(self._commit(session, outcome.record)).add_done_callback(_log_failure)
-            elif isinstance(outcome, Exception):
-                logger.warning(_UNSAVED, outcome)
-
-        try:
-            record = await self._attempt(session, draft, left)
-        finally:
-            self._turns.give(*turns)
-        if record is not None:
-            await self._protected(self._commit(session, record))
+    def _left(self, session: Session, outcome: Outcome | Exception) -> None:
+        """Finish what a cancelled request has begun."""
+        if isinstance(outcome, Conflict) and session._stored is not None:
+            self._spawn(self._commit(session, outcome.record)).add_done_callback(_log_failure)
+        elif isinstance(outcome, Exception):
+            logger.warning(_UNSAVED, outcome)
 
     async def commit(self, session: Session) -> None:
         """Make the storage hold what the session holds, whatever others did to it meanwhile, by a write in any case.
@@ -327,7 +322,7 @@ class Manager:
             raise
 
     async def _attempt(
-        self, session: Session, draft: bytes | None = None, left: Left[Outcome] | None = None
+        self, session: Session, draft: bytes | None = None, asker: Session | None = None
     ) -> Record | None:
         """Carry out the storage's column of the end-of-request table; a record that is in the way is returned."""
         while session._doomed:
@@ -341,7 +336,7 @@ class Manager:
         if draft is None:
             return None
         if stored is None:
-            fresh = await self._put_under_new_id(self._envelope(session, None, draft), left)
+            fresh = await self._put_under_new_id(self._envelope(session, None, draft), asker)
             self._settle(session, life, fresh)
             return None
         session_id, key, version, before = stored
@@ -356,7 +351,7 @@ class Manager:
         envelope = Envelope(session._created, written, session._idle_timeout, draft)
         ttl = max(1, math.ceil(self._ends(envelope) - now))
         write = Write(key, version, envelope.pack() if draft else None, ttl)
-        outcome = await self._batcher.save(write, left)
+        outcome = await self._batcher.save(write, asker)
         if type(outcome) is Saved:
             self._settle(session, life, Stored(session_id, key, outcome.version, envelope) if draft else None)
             if not draft:
@@ -387,11 +382,11 @@ class Manager:
                 return record
         return None
 
-    async def _put_under_new_id(self, envelope: Envelope, left: Left[Outcome] | None = None) -> Stored:
+    async def _put_under_new_id(self, envelope: Envelope, asker: Session | None = None) -> Stored:
         while True:
             session_id = secrets.token_urlsafe(32)
             key = self._key(session_id)
-            outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)), left)
+            outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)), asker)
             if isinstance(outcome, Saved):
                 logger.info("session %s created", key[:8])
                 return Stored(session_id, key, outcome.version, envelope)

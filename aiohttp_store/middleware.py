@@ -31,7 +31,8 @@ class _Visit:
 
     session: Session | None = None
     failure: StorageUnavailable | None = None
-    loading: list[asyncio.Future[None]] | None = None  # while a task loads: the others that wait for it
+    loading = False  # a task of the request loads the session
+    waiting: tuple[asyncio.Future[None], ...] = ()  # the other tasks that want it
     sealed = False  # the headers are sent, or the response is on its way
 
     def __init__(self, keeper: Keeper, outer: _Visit | None) -> None:
@@ -58,8 +59,27 @@ async def get_session(request: web.Request, *, extend: bool = True) -> Session:
     except KeyError:
         raise _no_setup() from None
     session = visit.session
-    if session is None:
-        session = await _load(visit, request)
+    while session is None:
+        if visit.loading:
+            await _another_task(visit)
+        elif visit.failure is not None:  # one budget for loading, however often it is asked for
+            raise StorageUnavailable(*visit.failure.args) from visit.failure
+        else:
+            visit.loading = True
+            try:
+                session = await visit.keeper.load(request)
+            except StorageUnavailable as error:
+                visit.failure = error
+                raise
+            finally:
+                visit.loading = False
+                for waiter in visit.waiting:
+                    if not waiter.done():
+                        waiter.set_result(None)
+            if visit.session is None:  # else new_session was called meanwhile
+                session._sealed = visit.sealed
+                visit.session = session
+        session = visit.session
     if extend:
         session._extend = True
     return session
@@ -163,15 +183,13 @@ def _middleware(keeper: Keeper) -> Middleware:
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
-                await _save_after_handler(visit, request, raised)
+                session = _to_be_saved(visit, raised)
+                if session is not None:
+                    await keeper.save(request, raised, session)
                 raise
-            session = visit.session
-            if session is not None and keeper.clock() < session._quiet_until:
-                headers = getattr(response, "headers", None)
-                if headers is not None:  # else aiohttp tells what it thinks of the handler
-                    add_vary(headers)
-            elif session is not None or visit.failure is not None:
-                await _save_after_handler(visit, request, response)
+            session = _to_be_saved(visit, response)
+            if session is not None:
+                await keeper.save(request, response, session)
         except (StorageUnavailable, SessionConflict, SessionGone) as error:
             if visit.sealed or request.writer.output_size > 0:
                 raise  # aiohttp then drops the connection, where a page would be a second response
@@ -188,21 +206,27 @@ def _middleware(keeper: Keeper) -> Middleware:
     return middleware
 
 
-async def _save_after_handler(visit: _Visit, request: web.Request, response: web.StreamResponse) -> None:
+def _to_be_saved(visit: _Visit, response: web.StreamResponse) -> Session | None:
+    """Give the session if there is anything to do for it; else do what little is to be said in the headers."""
     session = visit.session
-    if not isinstance(response, web.StreamResponse):
-        return
     if session is None:
-        _vary_on_failure(visit, response)
-        return
-    if response.prepared and not session._sealed:
+        if visit.failure is not None and isinstance(response, web.StreamResponse):
+            add_vary(response.headers)
+        return None
+    prepared = getattr(response, "prepared", None)
+    if prepared is None:  # aiohttp tells what it thinks of what the handler gave
+        return None
+    if visit.keeper.clock() < session._quiet_until:
+        add_vary(response.headers)
+        return None
+    if prepared and not session._sealed:
         if visit.keeper.is_changed(session):
             raise RuntimeError(
                 "the session was changed, and the handler prepared the response itself; "
                 "use aiohttp_store.setup(app, storage), which saves before the headers, not the middleware alone"
             )
-        return
-    await visit.keeper.save(request, response, session)
+        return None
+    return session
 
 
 def _on_prepare(keeper: Keeper) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
@@ -257,29 +281,11 @@ def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
     response._payload_writer = None
 
 
-async def _load(visit: _Visit, request: web.Request) -> Session:
-    while visit.loading is not None:
-        waiter = asyncio.get_running_loop().create_future()
-        visit.loading.append(waiter)
-        await waiter
-    if visit.failure is not None:  # one budget for loading, however often it is asked for
-        raise StorageUnavailable(*visit.failure.args) from visit.failure
-    if visit.session is None:
-        visit.loading = []
-        try:
-            session = await visit.keeper.load(request)
-        except StorageUnavailable as error:
-            visit.failure = error
-            raise
-        finally:
-            waiting, visit.loading = visit.loading, None
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
-        if visit.session is None:  # else new_session was called meanwhile
-            session._sealed = visit.sealed
-            visit.session = session
-    return visit.session
+async def _another_task(visit: _Visit) -> None:
+    """Wait until the task that loads the session has ended, however it ends."""
+    waiter = asyncio.get_running_loop().create_future()
+    visit.waiting += (waiter,)
+    await waiter
 
 
 def _no_setup() -> RuntimeError:

@@ -49,7 +49,7 @@ class Gated(Storage):
 
 
 def lanes_of(storage: Storage) -> Lanes:
-    return Batcher(storage, lambda _, record: record)
+    return Batcher(storage, lambda _, record: record, lambda tell, outcome: tell(outcome))
 
 
 @pytest.fixture
