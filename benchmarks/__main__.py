@@ -76,12 +76,14 @@ def _requests(processes: Processes, arguments: argparse.Namespace, results: Resu
         rounds=arguments.rounds,
         seconds=arguments.seconds,
     )
-    results["requests"] = list(_told(rounds.run(processes, plan)))
+    for one in _told(rounds.run(processes, plan)):
+        results["requests"].append(one)
 
 
 def _sizes(processes: Processes, arguments: argparse.Namespace, results: Results) -> None:
-    some = sizes.SIZES[::2] if arguments.quick else sizes.SIZES
-    results["sizes"] = list(_told(sizes.run(processes, some, min(3, arguments.rounds), arguments.seconds)))
+    some = sizes.SIZES[2:3] if arguments.quick else sizes.SIZES
+    for one in _told(sizes.run(processes, some, min(3, arguments.rounds), arguments.seconds)):
+        results["sizes"].append(one)
 
 
 def _told(measured: Iterator[Any]) -> Iterator[Any]:
@@ -100,8 +102,8 @@ def _memory(processes: Processes, arguments: argparse.Namespace, results: Result
 
 
 def _sweep(processes: Processes, arguments: argparse.Namespace, results: Results) -> None:
-    rows, wait = (_SWEPT // 50, 15.0) if arguments.quick else (_SWEPT, 300.0)
-    results["sweep"] = sweep.run(processes, rows, arguments.seconds, wait)
+    rows, times, wait = (_SWEPT // 50, 2, 15.0) if arguments.quick else (_SWEPT, 20, 300.0)
+    results["sweep"] = sweep.run(processes, rows, times, arguments.seconds, wait)
 
 
 _SECTIONS = {"requests": _requests, "memory": _memory, "sweep": _sweep, "sizes": _sizes}
@@ -123,9 +125,13 @@ def _measure(arguments: argparse.Namespace) -> Results:
             sweep=None,
             sizes=[],
         )
-        for name in arguments.sections:
-            _say(name)
-            _SECTIONS[name](processes, arguments, results)
+        try:
+            for name in arguments.sections:
+                _say(name)
+                _SECTIONS[name](processes, arguments, results)
+        finally:  # also what there is of a run that was broken off
+            if arguments.save:
+                arguments.save.write_text(json.dumps(results, indent=1))
     return results
 
 
@@ -133,8 +139,6 @@ def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     results: Results = json.loads(arguments.saved.read_text()) if arguments.saved else _measure(arguments)
-    if arguments.save:
-        arguments.save.write_text(json.dumps(results, indent=1))
     sys.stdout.write(f"{report.text(results)}\n")
     if arguments.write_docs:
         report.write_docs(results)

@@ -22,6 +22,7 @@ class Load(TypedDict):
 
 def measure(cores: Cores, app: Running, path: str, *, cookies: list[str], connections: int, seconds: int) -> Load:
     """Ask for a path with these cookies in turn, on so many connections at once."""
+    app.rest()
     threads = min(len(cores.load), connections)
     with tempfile.NamedTemporaryFile("w", suffix=".cookies") as file, cores.starting(cores.load):
         file.write("\n".join(cookies))

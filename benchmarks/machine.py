@@ -27,7 +27,6 @@ _PROGRAMS = (  # the first one that is there is the one that is used
     ("wrk",),
     ("node",),
 )
-_NO_MONGOD = "SecantusDB, a server for MongoDB's wire protocol, in the place of MongoDB's own"
 
 
 def _first(pattern: str, file: str) -> str:
@@ -52,7 +51,17 @@ def _programs() -> list[str]:
             output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
             version = re.search(r"\d+\.\d+[.\w]*(-MariaDB)?", output)
             said.append(f"{Path(path).name} {version[0] if version else '?'}")
-    return said if shutil.which("mongod") else [*said, _NO_MONGOD]
+    return said if shutil.which("mongod") else [*said, *_secantus()]
+
+
+def _secantus() -> list[str]:
+    """Name what stands in for MongoDB; it is installed in the developer environment."""
+    installed = metadata.distributions(path=list(map(str, ROOT.glob(".venv/lib/python*/site-packages"))))
+    return [
+        f"SecantusDB {package.version} (a server for MongoDB's wire protocol) in the place of MongoDB's own"
+        for package in installed
+        if package.name.lower() == "secantusdb"
+    ]
 
 
 def describe(cores: Cores) -> list[list[str]]:

@@ -12,7 +12,7 @@ from .targets import SHARES
 
 _COLOURS = {"read": "#2b6ca3", "write": "#e39a3b"}
 _INK, _GRID, _TARGET = "#222222", "#d8d8d8", "#b00020"
-_LEFT, _TOP, _SCALE, _RIGHT = 215, 78, 560, 70
+_LEFT, _TOP, _SCALE, _RIGHT = 215, 78, 560, 110
 _BAR, _GROUP = 13, 42
 _SIZE = 12
 _STEPS = 5
@@ -59,8 +59,8 @@ def _bar(requests: Requests, case: Case, y: float) -> Iterator[str]:
     target = SHARES.get(case.contender, {}).get(case.mode)
     if target:
         yield _line(_LEFT + _SCALE * target, y - 1, _LEFT + _SCALE * target, y + _BAR + 1, _TARGET, width=2)
-    end = _LEFT + _SCALE * max(share.most, target or 0)
-    yield _text(end + 6, y + _BAR - 2, f"{share.median:.2f}")
+    wanted = f" of {target:.2f}" if target else ""
+    yield _text(_LEFT + _SCALE + 14, y + _BAR - 2, f"{share.median:.3f}{wanted}")
 
 
 def svg(requests: Requests) -> str:

@@ -18,6 +18,9 @@ from . import ROOT
 from .contenders import Contender
 
 _READY_WITHIN = 20.0
+_REST_WITHIN = 5.0
+_LOOK_EVERY = 0.02
+_IDLE = 500_000  # nanoseconds of its core between two looks
 
 
 class _Redis(servers.Redis):
@@ -67,6 +70,17 @@ class Running:
         """Begin sessions, and give the `Cookie` headers that belong to them."""
         given = [self.get(f"/begin?padding={padding}")[1].partition(";")[0] for _ in range(count)]
         return [cookie or f"session={'x' * 43}" for cookie in given]
+
+    def _busy(self) -> int:
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[0])
+
+    def rest(self) -> None:
+        """Wait until the app is done with what an earlier load has left behind."""
+        give_up = time.monotonic() + _REST_WITHIN
+        busy, before = self._busy(), 0
+        while busy - before > _IDLE and time.monotonic() < give_up:
+            time.sleep(_LOOK_EVERY)
+            busy, before = self._busy(), busy
 
     def wait(self, log: Path) -> None:
         """Wait until the app answers; where it does not, its log says why."""

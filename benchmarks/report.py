@@ -107,13 +107,11 @@ def _sweep(results: Results) -> str:
 
 
 def _sizes(results: Results) -> str:
-    nothing = {}
-    rates: defaultdict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
+    rates: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
+    nothing: defaultdict[str, list[float]] = defaultdict(list)
     for one in results["sizes"]:
-        if one["size"]:
-            rates[one["contender"], one["mode"], one["size"]][one["round"]] = one["load"]["rate"]
-        else:
-            nothing[one["mode"], one["round"]] = one["load"]["rate"]
+        of = rates[one["contender"], one["mode"], one["size"]] if one["size"] else nothing[one["mode"]]
+        of.append(one["load"]["rate"])
     sizes = sorted({size for _, _, size in rates})
     return _table(
         ["contender", "mode", *(f"{size / _KIB:.0f} KiB" if size >= _KIB else f"{size} B" for size in sizes)],
@@ -122,7 +120,7 @@ def _sizes(results: Results) -> str:
                 name,
                 mode,
                 *(
-                    str(spread(rate / nothing[mode, number] for number, rate in rates[name, mode, size].items()))
+                    str(spread(rate / statistics.median(nothing[mode]) for rate in rates[name, mode, size]))
                     for size in sizes
                 ),
             ]

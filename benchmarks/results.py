@@ -64,10 +64,10 @@ class Requests:
     """The measurements of requests, by case."""
 
     def __init__(self, measured: Iterable[Measured]) -> None:
-        self._rounds: defaultdict[Case, dict[int, Measured]] = defaultdict(dict)
+        self._rounds: defaultdict[Case, list[Measured]] = defaultdict(list)
         for one in measured:
             case = Case(one["contender"], one["mode"], one["connections"], one["sessions"])
-            self._rounds[case][one["round"]] = one
+            self._rounds[case].append(one)
 
     def __contains__(self, case: Case) -> bool:
         return case in self._rounds
@@ -79,25 +79,21 @@ class Requests:
 
     def rate(self, case: Case) -> Spread:
         """Give the requests per second."""
-        return spread(one["load"]["rate"] for one in self._rounds[case].values())
+        return spread(one["load"]["rate"] for one in self._rounds[case])
 
     def milliseconds(self, case: Case) -> tuple[float, float]:
         """Give the medians of p50 and p99."""
-        loads = [one["load"] for one in self._rounds[case].values()]
+        loads = [one["load"] for one in self._rounds[case]]
         return statistics.median(load["p50"] for load in loads), statistics.median(load["p99"] for load in loads)
 
     def errors(self, case: Case) -> int:
         """Count what was not answered, or not with success, in all rounds."""
-        return sum(one["load"]["errors"] for one in self._rounds[case].values())
+        return sum(one["load"]["errors"] for one in self._rounds[case])
 
     def ratio(self, case: Case, to: Case) -> Spread:
-        """Compare two cases, each round with the same round."""
-        others = self._rounds[to]
-        return spread(
-            one["load"]["rate"] / others[number]["load"]["rate"]
-            for number, one in self._rounds[case].items()
-            if number in others
-        )
+        """Compare each round of a case with the median of another's."""
+        other = self.rate(to).median
+        return spread(one["load"]["rate"] / other for one in self._rounds[case])
 
     def share(self, case: Case) -> Spread:
         """Compare with the same framework without sessions."""

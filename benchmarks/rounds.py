@@ -41,11 +41,11 @@ class Plan:
 
     def situations(self, number: int) -> Iterator[tuple[int, int]]:
         """Give the connections and sessions of a round: every second one keeps to the usual ones."""
-        usual = {USUAL} & set(self.connections)
+        usual = [connections for connections in self.connections if connections == USUAL]
         for connections in usual if usual and number % 2 else self.connections:
             yield connections, MANY
-        if self.one_session and not number % 2:
-            yield USUAL, 1
+            if self.one_session and connections == USUAL and not number % 2:
+                yield connections, 1
 
 
 def run(processes: Processes, plan: Plan) -> Iterator[Measured]:

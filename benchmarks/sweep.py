@@ -18,7 +18,6 @@ from .rounds import MANY, USUAL, WARM_UP
 
 _BATCH = 5_000
 _DATA = json.dumps(DATA).encode().hex()
-_BEFORE = 4
 
 
 class Sweep(TypedDict):
@@ -58,8 +57,8 @@ def _left(url: URL) -> int:
         return int(cursor.fetchone()[0])
 
 
-def run(processes: Processes, rows: int, seconds: int, wait: float) -> Sweep:
-    """Measure reads with expired rows lying there, and then while they are swept, for at most `wait` seconds."""
+def run(processes: Processes, rows: int, times: int, seconds: int, wait: float) -> Sweep:
+    """Measure reads some times with expired rows lying there, then while they are swept, for at most `wait` seconds."""
     contender = CONTENDERS["ours mysql"]
     with processes.app(contender) as app:  # which makes the table
         url = URL(processes.server("mysql").url)
@@ -70,7 +69,7 @@ def run(processes: Processes, rows: int, seconds: int, wait: float) -> Sweep:
             return measure(processes.cores, app, "/read", cookies=cookies, connections=USUAL, seconds=seconds)
 
         reads(WARM_UP)
-        result = Sweep(rows=rows, before=[reads(seconds) for _ in range(_BEFORE)], during=[], seconds=None, left=0)
+        result = Sweep(rows=rows, before=[reads(seconds) for _ in range(times)], during=[], seconds=None, left=0)
         give_up = time.monotonic() + wait
         while result["seconds"] is None and time.monotonic() < give_up:
             result["seconds"] = json.loads(app.get("/sweep")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from .contenders import CONTENDERS
@@ -47,7 +48,7 @@ def rows(requests: Requests) -> Iterator[list[str]]:
             if case in requests
         }
         if times:
-            tail, mode = max((p99 / p50, mode) for mode, (p50, p99) in times.items())
+            tail, mode = max((p99 / p50 if p50 else math.inf, mode) for mode, (p50, p99) in times.items())
             yield _row(f"{name}: p99 / p50, the worst mode", f"<= {_TAIL:.0f}", f"{tail:.2f} ({mode})", tail <= _TAIL)
 
 
