@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from . import ROOT, plot, targets
 from .contenders import CONTENDERS
@@ -17,6 +18,7 @@ _DOCUMENT = ROOT / "docs/performance.rst"
 _PLOT = ROOT / "docs/performance.svg"
 _NONE = "Not measured in this run."
 _KIB = 1024
+_WIDE = 95
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -32,6 +34,15 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _whole(spread: Spread) -> str:
     return f"{spread.median:.0f} ({spread.least:.0f}-{spread.most:.0f})"
+
+
+def _machine(results: Results) -> str:
+    rows = [*results["machine"], ["rounds", f"{results['rounds']}, with {results['seconds']} s for each measurement"]]
+    return _table(
+        ["what", "which"],
+        # A row whose first cell is blank goes on with the one above.
+        ([name if not number else "", line] for name, text in rows for number, line in enumerate(wrap(text, _WIDE))),
+    )
 
 
 def _overview(requests: Requests) -> str:
@@ -87,7 +98,7 @@ def _sweep(results: Results) -> str:
     if sweep is None:
         return _NONE
     took = (
-        f"The sweep of {sweep['rows']:,} rows took {sweep['seconds']:.0f} s."
+        f"The sweep of {sweep['rows']:,} rows took {sweep['seconds']:.1f} s."
         if sweep["seconds"] is not None
         else f"The sweep was not waited for: {sweep['left']:,} of {sweep['rows']:,} rows were left."
     )
@@ -133,9 +144,8 @@ def _parts(results: Results) -> dict[str, str]:
     requests = Requests(results["requests"])
     left_out = "\n".join(f"- left out: {line}" for line in results["left_out"])
     return {
-        "machine": _table(["what", "which"], results["machine"]),
+        "machine": _machine(results),
         "left_out": left_out,
-        "rounds": f"{results['rounds']} rounds of {results['seconds']} s",
         "overview": _overview(requests),
         "targets": _table(["what", "target", "reached", "enough"], targets.rows(requests)),
         "memory": _memory(results),
