@@ -1,6 +1,7 @@
 # make demo    serve the example app, on URL=memory:// or the one given
 # make test    run every test on real servers, with branch coverage
 # make lint    ruff, ruff format, mypy --strict
+# make bench   measure, next to other libraries, and write docs/performance.rst; takes 25 minutes (ARGS=--quick: 2)
 # make servers install the servers that the tests need and that are missing
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 URL ?= memory://
 PORT ?= 8080
 
-.PHONY: demo test lint servers clean
+.PHONY: demo test lint bench servers clean
 
 demo: .venv/installed
 	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -20,6 +21,9 @@ lint: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv-bench/installed servers
+	.venv-bench/bin/python -m benchmarks --save benchmarks/results.json --write-docs $(ARGS)
 
 servers: .venv/developer
 	sh tests/install-servers
@@ -35,5 +39,12 @@ servers: .venv/developer
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
+# An environment of its own, so that the developer's stays clean; without npm the contenders on Node are left out.
+.venv-bench/installed: setup.py benchmarks/requirements.txt benchmarks/package.json
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --editable '.[all]' --requirement benchmarks/requirements.txt
+	! command -v npm >/dev/null || npm install --prefix benchmarks --silent --no-package-lock
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/results.json build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
