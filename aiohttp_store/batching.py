@@ -99,6 +99,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
 
     def _begin(self) -> None:
         self._due: asyncio.Handle | None = None  # the next departure, if it is not at once
+        self._is_crowded = False  # the last trip carried several
         self._trips: dict[asyncio.Task[None], float] = {}  # when they are stopped
         self._timer: asyncio.TimerHandle | None = None
         self._deadlines: deque[float] = deque()
@@ -129,10 +130,14 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             if self._due is None:
                 self._due = loop.call_soon(self._answer_now)
             return future
-        if not self._trips:
-            self._depart()
-        elif self._due is None and len(self._trips) < MAX_TRIPS:
-            self._due = loop.call_later(PATIENCE, self._depart)
+        if self._due is None:
+            if self._trips:
+                if len(self._trips) < MAX_TRIPS:
+                    self._due = loop.call_later(PATIENCE, self._depart)
+            elif self._is_crowded:
+                self._linger(LINGER)
+            else:
+                self._depart()
         deadlines, deadlined = self._deadlines, self._deadlined
         while deadlined and deadlined[0].done():
             deadlined.popleft()
@@ -205,6 +210,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
     async def _travel(self) -> None:
         try:
             items, waiters = self._take()
+            self._is_crowded = len(items) > 1
             if self._is_waiting() and len(self._trips) < MAX_TRIPS:  # they found no room
                 self._depart()
             if items:

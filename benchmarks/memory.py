@@ -75,22 +75,23 @@ def _cost(size: int) -> Cost:
     storage = MemoryStorage(max_sessions=size)
     before = _resident()
     for number in range(size):
-        storage.save_now(Write(_key(number), None, _data(number), _A_DAY))
+        storage.save_now([Write(_key(number), None, _data(number), _A_DAY)])
     taken = _resident() - before
 
     def keys() -> list[str]:
         return [_key(number) for number in random.sample(range(size), _SAMPLE)]
 
     def writes() -> list[Write]:
-        found = [(key, storage.load_now(key)) for key in keys()]
+        sample = keys()
+        found = zip(sample, storage.load_now(sample), strict=True)
         return [Write(key, record.version, _data(-1), _A_DAY) for key, record in found if record]
 
-    assert all(isinstance(storage.save_now(write), Saved) for write in writes())
+    assert all(isinstance(outcome, Saved) for outcome in storage.save_now(writes()))
     return Cost(
         sessions=size,
         bytes=taken / size,
-        load=_microseconds(storage.load_now, keys),
-        save=_microseconds(storage.save_now, writes),
+        load=_microseconds(lambda key: storage.load_now([key]), keys),
+        save=_microseconds(lambda write: storage.save_now([write]), writes),
     )
 
 

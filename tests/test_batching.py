@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, DummyCookieJar, web
 
-from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write
+from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
 from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, PATIENCE, Batcher
+
+from .conftest import Serve
 
 Lanes = Batcher[None, Record | None]
 
@@ -275,3 +279,113 @@ def test_a_batcher_serves_one_event_loop_after_another() -> None:
     lanes = lanes_of(storage)
     asyncio.run(leave())
     assert asyncio.run(ask()) == Record(b"v", b"k")
+
+
+async def test_a_lone_caller_is_not_kept_waiting_for_company(batcher: Lanes, storage: Gated) -> None:
+    storage.gate.set()
+    for number in range(3):
+        asked = batcher.load(f"k{number}", None)
+        await asyncio.sleep(0)
+        assert storage.trips[number:] == [[f"k{number}"]]
+        await asked
+
+
+async def test_where_there_was_company_the_next_trip_waits_for_the_requests_that_have_arrived(
+    batcher: Lanes, storage: Gated
+) -> None:
+    storage.gate.set()
+    await asyncio.gather(*(batcher.load(f"k{number}", None) for number in range(5)))
+    asked = [batcher.load("first", None)]
+    await asyncio.sleep(0)
+    asked.append(batcher.load("second", None))
+    await asyncio.gather(*asked)
+    assert storage.trips[1:] == [["first", "second"]]
+
+
+class Prompt(Gated):
+    """A storage that answers at once."""
+
+    def load_now(self, keys: Sequence[str]) -> list[Record | None]:
+        self.trips.append(list(keys))
+        if "bad" in keys:
+            raise LookupError("bad")
+        return [Record(b"v", key.encode()) for key in keys]
+
+    def save_now(self, writes: Sequence[Write]) -> list[Outcome]:
+        return [Saved(write.data or b"") for write in writes]
+
+
+async def test_a_storage_that_answers_at_once_is_asked_once_in_a_turn_without_a_task() -> None:
+    prompt = Prompt()
+    batcher, tasks = lanes_of(prompt), asyncio.all_tasks()
+    asked = [batcher.load(f"k{number}", None) for number in range(5)]
+    saved = batcher.save(Write("k", None, b"x", 1))
+    await asyncio.sleep(0)
+    assert [future.result() for future in asked] == [Record(b"v", b"k%d" % number) for number in range(5)]
+    assert saved.result() == Saved(b"x")
+    assert asyncio.all_tasks() == tasks
+    left = batcher.load("left", None)
+    left.cancel()
+    failing = batcher.load("bad", None)
+    with pytest.raises(LookupError, match="bad"):
+        await failing
+    waiting = batcher.load("waiting", None)
+    await batcher.finish(1)
+    assert waiting.result() == Record(b"v", b"waiting")
+    assert prompt.trips == [[f"k{number}" for number in range(5)], ["bad"], ["waiting"]]
+
+
+async def test_what_cannot_be_read_fails_the_one_who_asked() -> None:
+    def read(asked: str, record: Record | None) -> str:
+        assert record is not None
+        return f"{asked} {record.data.decode(asked)}"
+
+    storage = Gated()
+    storage.gate.set()
+    batcher = Batcher(storage, read, lambda asker, outcome: None)
+    good, bad = await asyncio.gather(batcher.load("k", "ascii"), batcher.load("k", "nothing"), return_exceptions=True)
+    assert good == "ascii k"
+    assert isinstance(bad, LookupError)
+    assert storage.trips == [["k"]]
+
+
+async def name(request: web.Request) -> web.Response:
+    """Begin a session, or tell whose it is and write to it."""
+    session = await get_session(request)
+    session.setdefault("name", request.query["name"])
+    session["last"] = f"{request.query['name']} {request.query['turn']}"
+    return web.json_response(dict(session))
+
+
+async def test_no_visitor_meets_another_although_requests_are_cancelled(serve: Serve, storage_url: str) -> None:
+    client = await serve(name, storage=storage_url)
+    chance = random.Random(4)
+    answered = cancelled = 0
+
+    async def ask(visitor: str, turn: int, cookies: dict[str, str]) -> Any:
+        query: dict[str, str | int] = {"name": visitor, "turn": turn}
+        async with browsers.get(client.make_url("/name"), params=query, cookies=cookies) as response:
+            assert response.status == 200, await response.text()
+            cookies |= {key: morsel.value for key, morsel in response.cookies.items()}
+            return await response.json()
+
+    async def visit(visitor: str) -> None:
+        nonlocal answered, cancelled
+        cookies: dict[str, str] = {}
+        await ask(visitor, 0, cookies)
+        for turn in range(1, 9):
+            task = asyncio.create_task(ask(visitor, turn, cookies))
+            if chance.random() < 0.5:
+                await asyncio.sleep(chance.random() / 50)
+                task.cancel()
+            try:
+                assert await task == {"name": visitor, "last": f"{visitor} {turn}"}
+                answered += 1
+            except asyncio.CancelledError:
+                cancelled += 1
+        assert (await ask(visitor, 9, cookies))["name"] == visitor
+
+    async with ClientSession(cookie_jar=DummyCookieJar()) as browsers:
+        await asyncio.gather(*(visit(f"v{number}") for number in range(48)))
+    assert answered > 48
+    assert cancelled > 48
