@@ -189,7 +189,7 @@ async def test_tls_checks_the_certificate_and_encrypts(server: Private, url: str
     async with open_storage(f"{url}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
         assert isinstance(storage, MySQLStorage)
         await create(storage, new_key())
-        _, ((_, version),) = await storage._run("SHOW STATUS LIKE 'Ssl_version'")
+        ((_, ((_, version),)),) = await storage._run("SHOW STATUS LIKE 'Ssl_version'")
         assert version.startswith("TLS")
         await storage.close()
         await storage.open()
@@ -995,3 +995,53 @@ def test_ssl_is_what_the_driver_gets(server: Private) -> None:
     storage = storage_from_url(f"{server.url}?tls=true&tls_ca={server.folder}/ca.pem")
     assert isinstance(storage, MySQLStorage)
     assert isinstance(storage._pool._settings["ssl"], ssl.SSLContext)
+
+
+# Batches in one statement
+
+
+async def test_each_update_of_a_batch_has_its_own_condition_data_and_time(
+    storage: MySQLStorage, root: Any, table: str
+) -> None:
+    keys = sorted(new_key() for _ in range(60))
+    right, stale, expired, missing = (keys[start::4] for start in range(4))
+    versions = {key: await create(storage, key) for key in keys if key not in missing}
+    newer = {key: await save(storage, key, b"newer", versions[key]) for key in stale}
+    await expire(root, table, *expired)
+    new, other = sorted(new_key() for _ in range(2)), new_key()
+    gone = await create(storage, other)
+    writes = [
+        Write(key, versions.get(key, b"\1" * 8), bytes(number) + b"'\"\\%s", 100 + number)
+        for number, key in enumerate(keys)
+    ]
+    writes += [Write(key, None, b"new", 60) for key in new] + [Write(other, gone, None, 1)]
+    outcomes = dict(zip([write.key for write in writes], await storage.save(writes[::-1]), strict=True))
+    outcomes = dict(zip([write.key for write in writes[::-1]], outcomes.values(), strict=True))
+    for key in right + new:
+        assert isinstance(outcomes[key], Saved)
+        (record,) = await storage.load([key])
+        assert record is not None
+        assert outcomes[key] == Saved(record.version)
+    for number, key in enumerate(keys):
+        if key in right:
+            assert await data_of(storage, key) == bytes(number) + b"'\"\\%s"
+            ((left,),) = await ask(
+                root, f"SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), expires) FROM {table} WHERE id='{key}'"
+            )
+            assert 95 + number <= left <= 100 + number
+    for key in stale:
+        saved = newer[key]
+        assert isinstance(saved, Saved)
+        assert outcomes[key] == Conflict(Record(saved.version, b"newer"))
+    assert {key: outcomes[key] for key in expired + missing} == dict.fromkeys(expired + missing, Gone())
+    assert outcomes[other] == Saved(b"")
+    assert await storage.load([*expired, *missing, other]) == [None] * 31
+
+
+async def test_a_batch_reads_the_rows_of_its_keys_and_no_others(storage: MySQLStorage, root: Any, table: str) -> None:
+    drafts = [mysql._Draft(Write(new_key(), b"v" * 8, b"data", 60), b"w" * 8) for _ in range(32)]
+    for draft in drafts:
+        await create(storage, draft.write.key)
+    for statement in storage._update(drafts).split(";")[:2]:
+        ((*_, kind, keys, used, _, _, rows, _),) = await ask(root, f"EXPLAIN {statement.replace('ROW_COUNT()', '0')}")
+        assert (kind, keys, used, int(rows)) == ("range", "PRIMARY", "PRIMARY", 32)

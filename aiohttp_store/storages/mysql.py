@@ -11,7 +11,7 @@ import random
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import aiomysql  # type: ignore[import-untyped]
 from pymysql.constants import CLIENT, CR, ER  # type: ignore[import-untyped]
@@ -21,7 +21,7 @@ from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, ne
 from ..url import Host, TLSOptions, identifier, positive
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from ..url import StorageURL
 
@@ -146,24 +146,20 @@ class MySQLStorage(Storage):
         outcomes: dict[str, Outcome] = {}
         # In order of keys, so that two batches never wait for each other.
         drafts = [
-            (write, b"" if write.data is None else new_version()) for write in sorted(writes, key=lambda w: w.key)
+            _Draft(write, b"" if write.data is None else new_version()) for write in sorted(writes, key=lambda w: w.key)
         ]
         async with self.answering(*_OUTAGES):
             await self._prepare()
             while drafts:
-                counts = await self._transact([self._statement(write, version) for write, version in drafts])
-                lost = []
-                for draft, won in zip(drafts, counts, strict=True):
-                    if won:
-                        outcomes[draft[0].key] = Saved(draft[1])
-                    else:
-                        lost.append(draft)
+                won = await self._carry_out(drafts)
+                lost = [draft for draft in drafts if draft.write.key not in won]
+                outcomes |= {write.key: Saved(version) for write, version in drafts if write.key in won}
                 drafts = []
                 found = await self._select([write.key for write, _ in lost]) if lost else {}
                 for write, version in lost:
                     record = found.get(write.key)
                     if record is None and write.expected is None and write.data is not None:
-                        drafts.append((write, version))  # what was in its way has gone since
+                        drafts.append(_Draft(write, version))  # what was in its way has gone since
                     elif record is None:  # also a removal that was tried again because its answer was lost
                         outcomes[write.key] = Gone() if write.expected is not None else Saved(b"")
                     elif record.version == version:  # the answer to the first attempt was lost
@@ -211,7 +207,7 @@ class MySQLStorage(Storage):
             "WHEN 'data' THEN DATA_TYPE LIKE '%blob' WHEN 'expires' THEN DATA_TYPE='datetime' ELSE 0 END) "
             f"FROM information_schema.COLUMNS WHERE TABLE_SCHEMA=DATABASE() AND TABLE_NAME='{self.table}'"
         )
-        ((packet, columns, largest, fitting),) = (await self._run(look))[1]
+        ((packet, columns, largest, fitting),) = (await self._run(look))[0].rows
         if not int(columns):  # asked first, as CREATE wants its privilege also where the table exists
             if not self.create_table:
                 raise StorageUnavailable(f"{self!r} failed: the table is missing, and create_table=false")
@@ -220,19 +216,77 @@ class MySQLStorage(Storage):
                 "version BINARY(8) NOT NULL, data LONGBLOB NOT NULL, expires DATETIME(6) NOT NULL, INDEX (expires)) "
                 "ENGINE=InnoDB ROW_FORMAT=DYNAMIC"
             )
-            ((packet, columns, largest, fitting),) = (await self._run(look))[1]
+            ((packet, columns, largest, fitting),) = (await self._run(look))[0].rows
         if not int(fitting):
             raise ConfigError(f"{self!r}: the table has another layout; name another with ?table=, or drop it")
         self._packet, self._largest = int(packet), min(int(largest), (int(packet) - 2 * _OVERHEAD) // 2)
 
-    def _statement(self, write: Write, version: bytes) -> str:
+    async def _carry_out(self, drafts: Sequence[_Draft]) -> set[str]:
+        """Attempt these writes, and give the keys of those that were carried out."""
+        steps = [([draft], self._statement(draft)) for draft in drafts if not draft.is_update]
+        steps += [(group, self._update(group)) for group in self._groups([one for one in drafts if one.is_update])]
+        results = iter(await self._transact([statement for _, statement in steps]))
+        won: set[str] = set()
+        for group, _ in steps:
+            if next(results).changed >= len(group):
+                won |= {draft.write.key for draft in group}
+            if len(group) > 1:
+                won |= {row[0].decode() for row in next(results).rows}
+        return won
+
+    def _groups(self, updates: Sequence[_Draft]) -> Iterator[list[_Draft]]:
+        """Divide these by what a packet holds."""
+        group: list[_Draft] = []
+        room = self._packet - _OVERHEAD
+        for draft in updates:
+            size = _OVERHEAD + 2 * len(draft.write.data or b"")
+            if group and size > room:
+                yield group
+                group, room = [], self._packet - _OVERHEAD
+            group.append(draft)
+            room -= size
+        if group:
+            yield group
+
+    def _update(self, group: Sequence[_Draft]) -> str:
+        """Write several records in one statement, as the answer to each costs more than the rest of it.
+
+        Where not all of them were as expected, a second one tells which have their new version.
+        """
+        if len(group) == 1:
+            return self._statement(group[0])
+        keys = [_text(draft.write.key) for draft in group]
+
+        def each(values: Iterable[str]) -> str:
+            return (
+                f"CASE id {' '.join(f'WHEN {key} THEN {value}' for key, value in zip(keys, values, strict=True))} END"
+            )
+
+        for draft in group:
+            self._refuse_too_large(draft)
+        these, stored = f"id IN ({','.join(keys)})", each(_hex(draft.version) for draft in group)
+        expected = each(_hex(draft.write.expected or b"") for draft in group)
+        return (
+            f"UPDATE `{self.table}` FORCE INDEX (PRIMARY) SET version={stored},"
+            f"data={each(_hex(draft.write.data or b'') for draft in group)},"
+            f"expires={_NOW}+INTERVAL {each(str(_ttl(draft.write)) for draft in group)} SECOND "
+            f"WHERE {these} AND version={expected} AND expires>{_NOW};"
+            f"SELECT id FROM `{self.table}` FORCE INDEX (PRIMARY) WHERE ROW_COUNT()<{len(group)} AND {these} AND version={stored};"
+        )
+
+    def _refuse_too_large(self, draft: _Draft) -> None:
+        size = len(draft.write.data or b"")
+        if size > self._largest:
+            raise SessionTooLarge(size, self._largest, f"a record of {self!r}")
+
+    def _statement(self, draft: _Draft) -> str:
+        write, version = draft
         live = f"WHERE id={_text(write.key)} AND version={_hex(write.expected or b'')} AND expires>{_NOW};"
         if write.data is None:
             return f"DELETE FROM `{self.table}` {live}"
-        if len(write.data) > self._largest:
-            raise SessionTooLarge(len(write.data), self._largest, f"a record of {self!r}")
+        self._refuse_too_large(draft)
         stored, data = _hex(version), _hex(write.data)
-        expires = f"{_NOW}+INTERVAL {min(int(write.ttl), _LONGEST)} SECOND"
+        expires = f"{_NOW}+INTERVAL {_ttl(write)} SECOND"
         if write.expected is not None:
             return f"UPDATE `{self.table}` SET version={stored},data={data},expires={expires} {live}"
         # One atomic step: 1 row where there was none, 2 where an expired one is replaced, 0 where one lives.
@@ -246,18 +300,17 @@ class MySQLStorage(Storage):
 
     async def _select(self, keys: Sequence[str]) -> dict[str, Record]:
         wanted = ",".join(map(_text, keys))
-        _, rows = await self._run(
+        (result,) = await self._run(
             f"SELECT id,version,data FROM `{self.table}` WHERE id IN ({wanted}) AND expires>{_NOW}"
         )
-        return {row[0].decode(): Record(row[1], row[2]) for row in rows}
+        return {row[0].decode(): Record(row[1], row[2]) for row in result.rows}
 
-    async def _transact(self, statements: Sequence[str]) -> list[bool]:
-        """Carry the statements out, each packet of them as one transaction, and tell which changed a row."""
-        won: list[bool] = []
+    async def _transact(self, statements: Sequence[str]) -> list[_Result]:
+        """Carry the statements out, each packet of them as one transaction."""
+        results: list[_Result] = []
         for packet in self._packets(statements):
-            counts, _ = await self._run(f"{_BEGIN}{''.join(packet)}COMMIT")
-            won += [count > 0 for count in counts[2:-1]]
-        return won
+            results += (await self._run(f"{_BEGIN}{''.join(packet)}COMMIT"))[2:-1]
+        return results
 
     def _packets(self, statements: Sequence[str]) -> Iterator[list[str]]:
         packet: list[str] = []
@@ -271,11 +324,8 @@ class MySQLStorage(Storage):
         if packet:
             yield packet
 
-    async def _run(self, sql: str) -> tuple[list[int], Sequence[Any]]:
-        """Send statements until they are carried out: once more over a lost connection, and while others hold the rows.
-
-        Gives the rows that each statement changed, and those that the first one selected.
-        """
+    async def _run(self, sql: str) -> list[_Result]:
+        """Send these until they are carried out: once more over a lost connection, and while others hold the rows."""
         lost = False
         while True:
             try:
@@ -316,12 +366,11 @@ class MySQLStorage(Storage):
     async def _sweep_slice(self) -> int:
         lock = f"CONCAT('aiohttp_store.', SHA1(CONCAT(DATABASE(), '.{self.table}')))"  # at most 64 characters
         async with self._connection() as connection:
-            _, ((elected,),) = await _execute(connection, f"SELECT GET_LOCK({lock}, 0)")
+            ((_, ((elected,),)),) = await _execute(connection, f"SELECT GET_LOCK({lock}, 0)")
             if not int(elected):
                 return 0
             old = f"DELETE FROM `{self.table}` WHERE expires<={_NOW} ORDER BY expires LIMIT {_SWEEP_SLICE}"
-            counts, _ = await _execute(connection, f"{old};DO RELEASE_LOCK({lock})")
-            return counts[0]
+            return (await _execute(connection, f"{old};DO RELEASE_LOCK({lock})"))[0].changed
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -341,13 +390,17 @@ def _text(key: str) -> str:
     return _hex(key.encode())
 
 
-async def _execute(connection: Any, sql: str) -> tuple[list[int], Sequence[Any]]:
+def _ttl(write: Write) -> int:
+    return min(int(write.ttl), _LONGEST)
+
+
+async def _execute(connection: Any, sql: str) -> list[_Result]:
     cursor = await connection.cursor(_Cursor)
     await cursor.execute(sql)
-    counts, rows = [cursor.rowcount], await cursor.fetchall()
+    results = [_Result(cursor.rowcount, await cursor.fetchall())]
     while await cursor.nextset():
-        counts.append(cursor.rowcount)
-    return counts, rows
+        results.append(_Result(cursor.rowcount, await cursor.fetchall()))
+    return results
 
 
 class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
@@ -370,6 +423,24 @@ class _Connection(aiomysql.Connection):  # type: ignore[misc]
         except BaseException:  # aiomysql leaves it open where this is cancelled during TLS's handshake
             self.close()
             raise
+
+
+class _Result(NamedTuple):
+    """What one statement did: how many rows it changed, and those that it selected."""
+
+    changed: int
+    rows: Sequence[Any]
+
+
+class _Draft(NamedTuple):
+    """A write, and the version that it leaves."""
+
+    write: Write
+    version: bytes
+
+    @property
+    def is_update(self) -> bool:
+        return self.write.expected is not None and self.write.data is not None
 
 
 class _Pool:
