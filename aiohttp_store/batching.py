@@ -180,23 +180,35 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             future = deadlined.popleft()
             if not future.done():
                 future.set_exception(timed_out(self._storage))
-        for trip, until in self._trips.items():
-            if until <= now:
+        for trip, until in list(self._trips.items()):
+            if trip.done():  # it was cancelled before it began
+                del self._trips[trip]
+            elif until <= now:
                 trip.cancel()
-        times = list(islice(deadlines, 1))
-        times += [until for until in self._trips.values() if until > now]
-        self._timer = loop.call_at(min(times), self._expire) if times else None
+        self._timer = None
+        if self._is_waiting() and not self._trips:
+            self._depart()
+        if self._timer is None and (deadlines or self._trips):  # who asks later has no earlier deadline than these
+            self._timer = loop.call_at(min([now + self._storage.timeout, *islice(deadlines, 1)]), self._expire)
 
     def _answer_now(self) -> None:
         self._due = None
-        assert self._now is not None
         while self._is_waiting():
             items, waiters = self._take()
-            try:
-                self._deliver(waiters, self._now(items) if items else [])
-            except Exception as error:  # noqa: BLE001  (it belongs to those who asked)
+            if items:
+                self._carry_now(items, waiters)
+
+    def _carry_now(self, items: list[Item], waiters: list[Waiter]) -> None:
+        assert self._now is not None
+        try:
+            self._deliver(waiters, self._now(items))
+        except Exception as error:  # noqa: BLE001  (whatever a storage raises belongs to those who wait)
+            if len(items) == 1 or isinstance(error, StorageUnavailable):
                 for waiter in waiters:
                     self._fail(waiter, error)
+            else:
+                for item, waiter in zip(items, waiters, strict=True):
+                    self._carry_now([item], [waiter])
 
     def _depart(self) -> None:
         """Begin a trip; the other requests of this turn of the event loop join it."""
@@ -206,6 +218,8 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             self._due = None
         trip = asyncio.Task(self._travel(), loop=loop)  # a task factory might begin it too early
         self._trips[trip] = loop.time() + 2 * self._storage.timeout
+        if self._timer is None:
+            self._timer = loop.call_later(self._storage.timeout, self._expire)
 
     async def _travel(self) -> None:
         try:
@@ -242,8 +256,21 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
                 for waiter in waiters:
                     self._fail(waiter, error)
             else:
-                for item, waiter in zip(items, waiters, strict=True):  # one bad item must not fail the others
-                    await self._carry([item], [waiter])
+                await self._carry_each(items, waiters)
+
+    async def _carry_each(self, items: list[Item], waiters: list[Waiter]) -> None:
+        """Let one bad item fail alone."""
+        rest = deque(zip(items, waiters, strict=True))
+        try:
+            while rest:
+                item, waiter = rest.popleft()
+                trip = asyncio.current_task()
+                if trip in self._trips:
+                    self._trips[trip] = asyncio.get_running_loop().time() + 2 * self._storage.timeout
+                await self._carry([item], [waiter])
+        finally:
+            for _, waiter in rest:
+                self._fail(waiter, timed_out(self._storage))
 
 
 class _Loads(_Lane[str, Record | None, list[Any], Found], Generic[Asked, Found]):

@@ -29,7 +29,9 @@ MAX_ATTRIBUTE = 1024
 MAX_LOOKED_AT = 4
 """How many well-formed cookies of our name one request may make us verify and load."""
 MAX_REMEMBERED = 2048
-"""How many visitors' `Cookie` headers, each of at most aiohttp's 8 KiB, are remembered with what was found in them."""
+"""How many visitors' `Cookie` headers are remembered with what was found in them."""
+MAX_REMEMBERED_SIZE = 2048
+"""Characters; longer headers, and several in one request, are searched each time."""
 MIN_SECRET = 32
 """Bytes: as long as the digest that a secret keys (RFC 2104, section 3)."""
 
@@ -173,7 +175,10 @@ class CookieReader:
 
     def read(self, headers: CIMultiDictProxy[str]) -> Sequence[Presented]:
         """Give the ids, each once, in the header's order; forged and malformed values are left out."""
-        return self._find_again(*headers.getall(hdrs.COOKIE, ()))
+        cookies = headers.getall(hdrs.COOKIE, ())
+        if len(cookies) == 1 and len(cookies[0]) <= MAX_REMEMBERED_SIZE:
+            return self._find_again(cookies[0])
+        return self._find(*cookies)
 
     def _find(self, *headers: str) -> tuple[Presented, ...]:
         pairs = [pair for header in headers for pair in self._well_formed.findall(header)]

@@ -308,7 +308,7 @@ class Prompt(Gated):
     def load_now(self, keys: Sequence[str]) -> list[Record | None]:
         self.trips.append(list(keys))
         if "bad" in keys:
-            raise LookupError("bad")
+            raise self.bad["bad"]
         return [Record(b"v", key.encode()) for key in keys]
 
     def save_now(self, writes: Sequence[Write]) -> list[Outcome]:
@@ -317,6 +317,7 @@ class Prompt(Gated):
 
 async def test_a_storage_that_answers_at_once_is_asked_once_in_a_turn_without_a_task() -> None:
     prompt = Prompt()
+    prompt.bad = {"bad": SessionTooLarge(2, 1, "here")}
     batcher, tasks = lanes_of(prompt), asyncio.all_tasks()
     asked = [batcher.load(f"k{number}", None) for number in range(5)]
     saved = batcher.save(Write("k", None, b"x", 1))
@@ -326,13 +327,17 @@ async def test_a_storage_that_answers_at_once_is_asked_once_in_a_turn_without_a_
     assert asyncio.all_tasks() == tasks
     left = batcher.load("left", None)
     left.cancel()
-    failing = batcher.load("bad", None)
-    with pytest.raises(LookupError, match="bad"):
+    failing, good = batcher.load("bad", None), batcher.load("good", None)
+    with pytest.raises(SessionTooLarge):
         await failing
+    assert await good == Record(b"v", b"good")
     waiting = batcher.load("waiting", None)
     await batcher.finish(1)
     assert waiting.result() == Record(b"v", b"waiting")
-    assert prompt.trips == [[f"k{number}" for number in range(5)], ["bad"], ["waiting"]]
+    assert prompt.trips == [[f"k{number}" for number in range(5)], ["bad", "good"], ["bad"], ["good"], ["waiting"]]
+    prompt.bad = {"bad": StorageUnavailable("down")}
+    both = await asyncio.gather(batcher.load("bad", None), batcher.load("good", None), return_exceptions=True)
+    assert [type(one) for one in both] == [StorageUnavailable] * 2
 
 
 async def test_what_cannot_be_read_fails_the_one_who_asked() -> None:
@@ -347,6 +352,82 @@ async def test_what_cannot_be_read_fails_the_one_who_asked() -> None:
     assert good == "ascii k"
     assert isinstance(bad, LookupError)
     assert storage.trips == [["k"]]
+
+
+async def test_a_deadline_holds_for_who_asks_while_only_trips_are_watched() -> None:
+    storage = Gated()
+    storage.timeout = 0.2
+    batcher = lanes_of(storage)
+    loop = asyncio.get_running_loop()
+
+    async def ask(key: str, after: float) -> float:
+        await asyncio.sleep(after)
+        began = loop.time()
+        with pytest.raises(StorageUnavailable):
+            await batcher.load(key, None)
+        return loop.time() - began
+
+    left = batcher.load("left", None)
+    await asyncio.sleep(0.1)
+    left.cancel()
+    waited = await asyncio.gather(*(ask(f"k{number}", 0.11 + number / 100) for number in range(4)))
+    assert max(waited) < 0.2 * 1.5
+    await batcher.finish(0)
+
+
+async def test_a_trip_that_nobody_waits_for_is_stopped_too() -> None:
+    storage = Gated()
+    storage.timeout = 0.05
+    batcher = lanes_of(storage)
+    large = bytes(MAX_BYTES)
+    asked = [batcher.save(Write(f"k{number}", None, large, 1)) for number in range(4)]
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(result) for result in results] == [StorageUnavailable] * 4
+    await asyncio.sleep(0.05 * 8)
+    assert storage.under_way == 0
+    storage.gate.set()
+    assert await batcher.save(Write("k", None, b"x", 1)) == Saved(b"x")
+
+
+async def test_a_trip_that_is_cancelled_before_it_began_leaves_its_place() -> None:
+    storage = Gated()
+    storage.timeout = 0.05
+    storage.gate.set()
+    batcher, others = lanes_of(storage), asyncio.all_tasks()
+    lost = batcher.load("lost", None)
+    (trip,) = asyncio.all_tasks() - others
+    trip.cancel()
+    assert await batcher.load("found", None)
+    assert await lost
+    await settle(0.06)
+    assert not batcher._loads._trips
+
+
+async def test_who_is_tried_alone_is_answered_also_when_the_trip_is_stopped() -> None:
+    class Picky(Gated):
+        timeout = 0.1
+
+        async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+            if len(writes) > 1:
+                raise SessionTooLarge(2, 1, "here")
+            await asyncio.sleep(0.06)
+            return await super().save(writes)
+
+    storage = Picky()
+    storage.gate.set()
+    told: list[object] = []
+    batcher = lanes_of(storage)
+    asked = [batcher.save(Write(f"k{number}", None, b"x", 1), told.append) for number in range(6)]
+    await settle()
+    for future in asked:
+        future.cancel()
+    await asyncio.sleep(0.06 * 8)
+    assert [keys for keys in storage.trips if len(keys) == 1] == [[f"k{number}"] for number in range(6)]
+    assert told == [Saved(b"x")] * 6
+    waiting = [batcher.save(Write(f"m{number}", None, b"x", 1)) for number in range(4)]
+    await settle()
+    await batcher.finish(0)
+    assert all(isinstance(future.exception(), StorageUnavailable) for future in waiting)
 
 
 async def name(request: web.Request) -> web.Response:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from aiohttp_store import ConfigError, Cookie
-from aiohttp_store.cookie import MAX_AGE, CookieReader, add_vary, forbid_caching, key_of_id
+from aiohttp_store.cookie import (
+    MAX_AGE,
+    MAX_REMEMBERED,
+    MAX_REMEMBERED_SIZE,
+    CookieReader,
+    add_vary,
+    forbid_caching,
+    key_of_id,
+)
 
 ID = "a-Session_Id-of-43-characters-in-base64url0"
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(3)]
@@ -174,6 +182,18 @@ def test_an_id_comes_back_from_its_value(keys: list[str] | None) -> None:
     reader = CookieReader("session", keys)
     for _ in range(2):  # found, then remembered
         assert read(reader, f"a=b; session={reader.value(ID)}; c=d") == [(ID, False)]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    reader = CookieReader("session", None)
+    for number in range(MAX_REMEMBERED * 2):
+        assert read(reader, f"a={number}; session={ID}") == [(ID, False)]
+    remembered = reader._find_again.cache_info().currsize
+    assert remembered == MAX_REMEMBERED
+    padding = "x" * MAX_REMEMBERED_SIZE
+    assert read(reader, f"a={padding}; session={ID}") == read(reader, "a=b", f"session={ID}") == [(ID, False)]
+    assert read(reader) == []
+    assert reader._find_again.cache_info().misses == MAX_REMEMBERED * 2
 
 
 def test_an_id_has_another_key_in_each_cookie() -> None:

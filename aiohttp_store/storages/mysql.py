@@ -271,7 +271,8 @@ class MySQLStorage(Storage):
             f"data={each(_hex(draft.write.data or b'') for draft in group)},"
             f"expires={_NOW}+INTERVAL {each(str(_ttl(draft.write)) for draft in group)} SECOND "
             f"WHERE {these} AND version={expected} AND expires>{_NOW};"
-            f"SELECT id FROM `{self.table}` FORCE INDEX (PRIMARY) WHERE ROW_COUNT()<{len(group)} AND {these} AND version={stored};"
+            f"SELECT id FROM `{self.table}` FORCE INDEX (PRIMARY) "
+            f"WHERE ROW_COUNT()<{len(group)} AND {these} AND version={stored};"
         )
 
     def _refuse_too_large(self, draft: _Draft) -> None:
