@@ -152,6 +152,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
         if self._now is not None:
             self._answer_now()
         while self._is_waiting() or self._trips:
+            self._forget_ended()
             if not self._trips:
                 self._depart()
             await asyncio.wait(self._trips)
@@ -180,16 +181,20 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             future = deadlined.popleft()
             if not future.done():
                 future.set_exception(timed_out(self._storage))
-        for trip, until in list(self._trips.items()):
-            if trip.done():  # it was cancelled before it began
-                del self._trips[trip]
-            elif until <= now:
+        self._forget_ended()
+        for trip, until in self._trips.items():
+            if until <= now:
                 trip.cancel()
         self._timer = None
         if self._is_waiting() and not self._trips:
             self._depart()
         if self._timer is None and (deadlines or self._trips):  # who asks later has no earlier deadline than these
             self._timer = loop.call_at(min([now + self._storage.timeout, *islice(deadlines, 1)]), self._expire)
+
+    def _forget_ended(self) -> None:
+        """Drop the trips that were cancelled before they began, as they could not take leave themselves."""
+        for trip in [trip for trip in self._trips if trip.done()]:
+            del self._trips[trip]
 
     def _answer_now(self) -> None:
         self._due = None

@@ -354,24 +354,26 @@ async def test_what_cannot_be_read_fails_the_one_who_asked() -> None:
     assert storage.trips == [["k"]]
 
 
-async def test_a_deadline_holds_for_who_asks_while_only_trips_are_watched() -> None:
+async def test_a_deadline_holds_for_who_asks_while_a_stalled_trip_is_watched() -> None:
     storage = Gated()
-    storage.timeout = 0.2
-    batcher = lanes_of(storage)
-    loop = asyncio.get_running_loop()
+    storage.timeout = within = 0.5
+    storage.gate.set()
+    batcher, loop = lanes_of(storage), asyncio.get_running_loop()
 
-    async def ask(key: str, after: float) -> float:
-        await asyncio.sleep(after)
+    async def ask(key: str) -> float:
         began = loop.time()
         with pytest.raises(StorageUnavailable):
             await batcher.load(key, None)
         return loop.time() - began
 
-    left = batcher.load("left", None)
-    await asyncio.sleep(0.1)
+    assert await batcher.load("answered", None)  # the timer is set for its deadline
+    storage.gate.clear()
+    await asyncio.sleep(within * 0.9)
+    left = batcher.load("left", None)  # its trip is stopped long after
+    await settle()
     left.cancel()
-    waited = await asyncio.gather(*(ask(f"k{number}", 0.11 + number / 100) for number in range(4)))
-    assert max(waited) < 0.2 * 1.5
+    await asyncio.sleep(within * 0.2)
+    assert max(await asyncio.gather(ask("one"), ask("other"))) < within * 1.6
     await batcher.finish(0)
 
 
@@ -401,6 +403,11 @@ async def test_a_trip_that_is_cancelled_before_it_began_leaves_its_place() -> No
     assert await lost
     await settle(0.06)
     assert not batcher._loads._trips
+    written = batcher.save(Write("k", None, b"x", 1))
+    (trip,) = asyncio.all_tasks() - others
+    trip.cancel()
+    await batcher.finish(1)
+    assert written.result() == Saved(b"x")
 
 
 async def test_who_is_tried_alone_is_answered_also_when_the_trip_is_stopped() -> None:
