@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -331,12 +332,13 @@ class _Change(NamedTuple, Generic[Item, Answer]):
     item: Item
     key: str
     size: int
+    until: float
     future: asyncio.Future[Answer]
     asker: object
 
 
 class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
-    """What is asked for is carried out, also when its caller has left."""
+    """What is asked for is carried out, also when its caller has left, unless its deadline passes before it departs."""
 
     left: Callable[[Any, Any], None]
 
@@ -346,7 +348,8 @@ class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
 
     def ask(self, item: Item, key: str, size: int, asker: object) -> asyncio.Future[Answer]:
         future = self._wait()
-        self._waiting.append(_Change(item, key, size, future, asker))
+        until = self._deadlines[-1] if self._now is None else math.inf
+        self._waiting.append(_Change(item, key, size, until, future, asker))
         return future
 
     def _is_waiting(self) -> bool:
@@ -355,10 +358,12 @@ class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
     def _take(self) -> tuple[list[Item], list[_Change[Item, Answer]]]:
         waiting, room = self._waiting, MAX_BYTES
         taken: dict[str, _Change[Item, Answer]] = {}
-        later = []
+        later, now = [], asyncio.get_running_loop().time()
         while waiting and len(taken) < MAX_KEYS and (waiting[0].size <= room or not taken):
             change = waiting.popleft()
-            if change.key in taken:
+            if change.until <= now:  # whoever waited has been told
+                self._fail(change, timed_out(self._storage))
+            elif change.key in taken:
                 later.append(change)
             else:
                 taken[change.key] = change
@@ -367,7 +372,7 @@ class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
         return [change.item for change in taken.values()], list(taken.values())
 
     def _deliver(self, waiters: list[_Change[Item, Answer]], answers: Sequence[Answer]) -> None:
-        for (_, _, _, future, asker), answer in zip(waiters, answers, strict=True):
+        for (*_, future, asker), answer in zip(waiters, answers, strict=True):
             if not future.done():
                 future.set_result(answer)
             elif asker is not None and future.cancelled():

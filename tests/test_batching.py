@@ -236,6 +236,23 @@ async def test_who_waits_too_long_is_told_within_the_storages_deadline() -> None
     await batcher.finish(0)
 
 
+async def test_a_write_that_was_reported_as_failed_before_it_departed_is_not_carried_out_later() -> None:
+    storage = Gated()
+    storage.timeout = 0.1
+    batcher = lanes_of(storage)
+    told: list[object] = []
+    large = bytes(MAX_BYTES)
+    asked = [batcher.save(Write(f"k{number}", None, large, 1), told.append) for number in range(4)]
+    asked[3].cancel()
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(result) for result in results] == [StorageUnavailable] * 3 + [asyncio.CancelledError]
+    storage.gate.set()
+    await settle(0.01)
+    assert sorted(storage.trips) == [["k0"], ["k1"]]
+    assert [type(error) for error in told] == [StorageUnavailable]
+    assert not batcher._saves._waiting
+
+
 async def test_a_storage_that_forgets_its_deadline_does_not_hold_the_trips_for_ever() -> None:
     storage = Gated()
     storage.timeout = 0.02
