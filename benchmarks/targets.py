@@ -41,7 +41,7 @@ def rows(requests: Requests) -> Iterator[list[str]]:
         if measured := [case for case in cases if case in requests]:
             errors = sum(map(requests.errors, measured))
             yield _row(f"ours, all storages at {connections}: errors", "0", str(errors), not errors)
-    for name in OURS:
+    for name in SHARES:
         times = {
             case.mode: requests.milliseconds(case)
             for case in (Case(name, mode, USUAL, MANY) for mode in MODES)
