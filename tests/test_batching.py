@@ -238,7 +238,7 @@ async def test_who_waits_too_long_is_told_within_the_storages_deadline() -> None
 
 async def test_a_write_that_was_reported_as_failed_before_it_departed_is_not_carried_out_later() -> None:
     storage = Gated()
-    storage.timeout = 0.1
+    storage.timeout = 0.4
     batcher = lanes_of(storage)
     told: list[object] = []
     large = bytes(MAX_BYTES)
@@ -410,7 +410,7 @@ async def test_a_trip_that_nobody_waits_for_is_stopped_too() -> None:
 
 async def test_a_trip_that_is_cancelled_before_it_began_leaves_its_place() -> None:
     storage = Gated()
-    storage.timeout = 0.05
+    storage.timeout = 0.5
     storage.gate.set()
     batcher, others = lanes_of(storage), asyncio.all_tasks()
     lost = batcher.load("lost", None)
@@ -418,7 +418,7 @@ async def test_a_trip_that_is_cancelled_before_it_began_leaves_its_place() -> No
     trip.cancel()
     assert await batcher.load("found", None)
     assert await lost
-    await settle(0.06)
+    await settle(0.6)
     assert not batcher._loads._trips
     written = batcher.save(Write("k", None, b"x", 1))
     (trip,) = asyncio.all_tasks() - others
@@ -429,12 +429,12 @@ async def test_a_trip_that_is_cancelled_before_it_began_leaves_its_place() -> No
 
 async def test_who_is_tried_alone_is_answered_also_when_the_trip_is_stopped() -> None:
     class Picky(Gated):
-        timeout = 0.1
+        timeout = 0.5
 
         async def save(self, writes: Sequence[Write]) -> list[Outcome]:
             if len(writes) > 1:
                 raise SessionTooLarge(2, 1, "here")
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.25)
             return await super().save(writes)
 
     storage = Picky()
@@ -445,7 +445,7 @@ async def test_who_is_tried_alone_is_answered_also_when_the_trip_is_stopped() ->
     await settle()
     for future in asked:
         future.cancel()
-    await asyncio.sleep(0.06 * 8)
+    await asyncio.sleep(0.25 * 8)
     assert [keys for keys in storage.trips if len(keys) == 1] == [[f"k{number}"] for number in range(6)]
     assert told == [Saved(b"x")] * 6
     waiting = [batcher.save(Write(f"m{number}", None, b"x", 1)) for number in range(4)]
