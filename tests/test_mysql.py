@@ -34,7 +34,7 @@ from aiohttp_store.url import StorageURL
 
 from .certificates import make_certificates
 from .conftest import Servers
-from .law import create, data_of, new_key, save
+from .law import create, data_of, load, new_key, save
 from .proxy import Proxy
 from .servers import MariaDB
 from .ticking import ticking
@@ -1045,3 +1045,15 @@ async def test_a_batch_reads_the_rows_of_its_keys_and_no_others(storage: MySQLSt
     for statement in storage._update(drafts).split(";")[:2]:
         ((*_, kind, keys, used, _, _, rows, _),) = await ask(root, f"EXPLAIN {statement.replace('ROW_COUNT()', '0')}")
         assert (kind, keys, used, int(rows)) == ("range", "PRIMARY", "PRIMARY", 32)
+
+
+async def test_updates_that_are_larger_than_a_packet_together_are_sent_in_parts(root: Any, url: str) -> None:
+    async with setting(root, "max_allowed_packet", str(1 << 20)), open_storage(url) as storage:
+        keys = [new_key() for _ in range(20)]
+        versions = [await create(storage, key) for key in keys]
+        sizes = [300_000, 200_000, *range(100_000, 118_000, 1000)]
+        writes = [
+            Write(key, version, bytes(size), 60) for key, version, size in zip(keys, versions, sizes, strict=True)
+        ]
+        assert all(isinstance(outcome, Saved) for outcome in await storage.save(writes))
+        assert [len((await load(storage, key)).data) for key in keys] == sizes

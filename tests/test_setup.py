@@ -355,3 +355,29 @@ def test_an_installed_package_offers_schemes_by_its_entry_points(
     assert type(get_storage(app)).__name__ == "Shouting"
     with pytest.raises(ConfigError, match=r"unknown storage 'shoot://'; did you mean 'shout://'\?"):
         setup(web.Application(), "shoot://host")
+
+
+async def test_a_middleware_that_answers_first_and_a_handler_that_gives_nothing_are_left_to_aiohttp(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    @web.middleware
+    async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.path == "/guarded":
+            return web.Response(text="guarded")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def nothing(request: web.Request) -> None:
+        session = await get_session(request)
+        session["n"] = 1
+
+    app = web.Application()
+    app.router.add_get("/nothing", nothing)  # type: ignore[arg-type]
+    setup(app)
+    app.middlewares.insert(0, guard)
+    client = await aiohttp_client(app)
+    async with client.get("/guarded") as response:
+        assert (response.status, await response.text(), response.headers.get("Vary")) == (200, "guarded", None)
+    async with client.get("/nothing") as response:
+        assert response.status == 500
+        assert not response.cookies
