@@ -120,6 +120,10 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
     @abstractmethod
     def _fail(self, waiter: Waiter, error: Exception) -> None: ...
 
+    def _fail_all(self, waiters: list[Waiter], error: Exception) -> None:
+        for waiter in waiters:
+            self._fail(waiter, error)
+
     def _wait(self) -> asyncio.Future[Found]:
         """Make the future of one question, see to its deadline and to a trip."""
         loop = asyncio.get_running_loop()
@@ -164,8 +168,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
                 handle.cancel()
         self._timer = self._due = None
         while self._is_waiting():
-            for waiter in self._take()[1]:
-                self._fail(waiter, timed_out(self._storage))
+            self._fail_all(self._take()[1], timed_out(self._storage))
         trips = set(self._trips)
         for trip in trips:
             trip.cancel()
@@ -210,8 +213,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             self._deliver(waiters, self._now(items))
         except Exception as error:  # noqa: BLE001  (whatever a storage raises belongs to those who wait)
             if len(items) == 1 or isinstance(error, StorageUnavailable):
-                for waiter in waiters:
-                    self._fail(waiter, error)
+                self._fail_all(waiters, error)
             else:
                 for item, waiter in zip(items, waiters, strict=True):
                     self._carry_now([item], [waiter])
@@ -253,14 +255,12 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
         try:
             self._deliver(waiters, await self._send(items))
         except (asyncio.CancelledError, TimeoutError) as stopped:
-            for waiter in waiters:
-                self._fail(waiter, timed_out(self._storage))
+            self._fail_all(waiters, timed_out(self._storage))
             if isinstance(stopped, asyncio.CancelledError):
                 raise
         except Exception as error:  # noqa: BLE001  (whatever a storage raises belongs to those who wait)
             if len(items) == 1 or isinstance(error, StorageUnavailable):
-                for waiter in waiters:
-                    self._fail(waiter, error)
+                self._fail_all(waiters, error)
             else:
                 await self._carry_each(items, waiters)
 
@@ -275,8 +275,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
                     self._trips[trip] = asyncio.get_running_loop().time() + 2 * self._storage.timeout
                 await self._carry([item], [waiter])
         finally:
-            for _, waiter in rest:
-                self._fail(waiter, timed_out(self._storage))
+            self._fail_all([waiter for _, waiter in rest], timed_out(self._storage))
 
 
 class _Loads(_Lane[str, Record | None, list[Any], Found], Generic[Asked, Found]):

@@ -158,15 +158,14 @@ class Manager:
             seldom(logger.warning, "session %s is removed: %s", key[:8], error)
             self._spawn(self._remove_damaged(key, version))
             return Session(self, {})
-        created, written, idle_timeout, _ = envelope
-        idle, now = idle_timeout or self._idle_timeout, self.clock()
-        if now >= written + idle or now >= created + self._lifetime:
+        now = self.clock()
+        if now >= self._ends(envelope):
             return Session(self, {})
         session = Session(self, data, Stored(session_id, key, version, envelope))
         if is_stale:
             session._cookie_stale = True
-        elif now >= written:  # a clock that was set back makes it due
-            session._quiet_until = written + idle * PROLONG_AFTER
+        elif now >= envelope.written:  # a clock that was set back makes it due
+            session._quiet_until = envelope.written + self._due_after(envelope)
         return session
 
     def _decode(self, data: bytes) -> tuple[Envelope, dict[str, Any]]:
@@ -336,7 +335,7 @@ class Manager:
         if draft is None:
             return None
         if stored is None:
-            fresh = await self._put_under_new_id(self._envelope(session, None, draft), asker)
+            fresh = await self._put_under_new_id(self._first_envelope(session, draft), asker)
             self._settle(session, life, fresh)
             return None
         session_id, key, version, before = stored
@@ -365,7 +364,7 @@ class Manager:
     async def _renew(self, session: Session, stored: Stored, draft: bytes) -> Record | None:
         """Store under a new id, then remove the old one on condition that nobody touched it meanwhile."""
         life, renewals = session._life, session._renewals
-        fresh = await self._put_under_new_id(self._envelope(session, None, draft)) if draft else None
+        fresh = await self._put_under_new_id(self._first_envelope(session, draft)) if draft else None
         outcome: Outcome | None = None
         try:
             outcome = await self._batcher.save(Write(stored.key, stored.version, None, 1))
@@ -514,12 +513,12 @@ class Manager:
             return self._encode(session._data)
         if (session._touched or session._exposed) and (changes := self._changes(session, stored)) is not None:
             return changes
-        _, written, idle_timeout, payload = stored.envelope
-        if session._idle_timeout != idle_timeout:
-            return payload
+        envelope = stored.envelope
+        if session._idle_timeout != envelope.idle_timeout:
+            return envelope.payload
         # A clock that was set back makes it due as well.
-        is_due = session._extend and abs(self.clock() - written) > (idle_timeout or self._idle_timeout) * PROLONG_AFTER
-        return payload if is_due else None
+        is_due = session._extend and abs(self.clock() - envelope.written) > self._due_after(envelope)
+        return envelope.payload if is_due else None
 
     def _changes(self, session: Session, stored: Stored) -> bytes | None:
         """Give the encoded data if it is not what is stored; times do not count."""
@@ -529,9 +528,12 @@ class Manager:
         # Another version of the codec may have written other bytes for the same data.
         return payload if session._touched or payload != self._encode(self._loads(stored.envelope.payload)) else None
 
-    def _envelope(self, session: Session, stored: Stored | None, payload: bytes) -> Envelope:
-        written = self.clock() if session._extend or stored is None else stored.envelope.written
-        return Envelope(session._created, written, session._idle_timeout, payload)
+    def _first_envelope(self, session: Session, payload: bytes) -> Envelope:
+        return Envelope(session._created, self.clock(), session._idle_timeout, payload)
+
+    def _due_after(self, envelope: Envelope) -> float:
+        """Give the seconds from one write to the next that prolongs."""
+        return (envelope.idle_timeout or self._idle_timeout) * PROLONG_AFTER
 
     def _ends(self, envelope: Envelope) -> float:
         created, written, idle_timeout, _ = envelope

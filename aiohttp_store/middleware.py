@@ -73,7 +73,8 @@ async def get_session(request: web.Request, *, extend: bool = True) -> Session:
                 raise
             finally:
                 visit.loading = False
-                for waiter in visit.waiting:
+                waiting, visit.waiting = visit.waiting, ()
+                for waiter in waiting:
                     if not waiter.done():
                         waiter.set_result(None)
             if visit.session is None:  # else new_session was called meanwhile
@@ -210,8 +211,8 @@ def _to_be_saved(visit: _Visit, response: web.StreamResponse) -> Session | None:
     """Give the session if there is anything to do for it; else do what little is to be said in the headers."""
     session = visit.session
     if session is None:
-        if visit.failure is not None and isinstance(response, web.StreamResponse):
-            add_vary(response.headers)
+        if isinstance(response, web.StreamResponse):
+            _vary_on_failure(visit, response)
         return None
     prepared = getattr(response, "prepared", None)
     if prepared is None:  # aiohttp tells what it thinks of what the handler gave

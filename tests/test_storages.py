@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -340,3 +342,21 @@ async def test_a_cancelled_call_never_gives_its_answer_to_another(storage: Stora
 async def test_repr_shows_no_password(storage: Storage) -> None:
     assert "crêt" not in repr(storage)
     assert "%40" not in repr(storage)
+
+
+def test_processes_that_were_forked_draw_other_versions() -> None:
+    draw = "[new_version() for _ in range(9)]"
+    code = (
+        "import os, sys\n"
+        "from aiohttp_store.storage import new_version\n"
+        "new_version()\n"
+        "read, write = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        f"    os.write(write, b''.join({draw}))\n"
+        "    os._exit(0)\n"
+        f"mine, others = {draw}, os.read(read, 72)\n"
+        "os.wait()\n"
+        "theirs = [others[start:start + 8] for start in range(0, 72, 8)]\n"
+        "sys.exit(len({*mine, *theirs}) != 18)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
