@@ -1,7 +1,7 @@
 # make demo    serve the example app, on URL=memory:// or the one given
 # make test    run every test on real servers, with branch coverage
 # make lint    ruff, ruff format, mypy --strict
-# make bench   measure, next to other libraries, and write docs/performance.rst; takes 25 minutes (ARGS=--quick: 2)
+# make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
 # make servers install the servers that the tests need and that are missing
 
 PYTHON ?= python3

@@ -91,7 +91,7 @@ class Running:
             except OSError as error:
                 if self.process.poll() is not None or time.monotonic() > give_up:
                     raise RuntimeError(f"{self.process.args!r} does not start:\n{log.read_text()}") from error
-                time.sleep(0.02)
+                time.sleep(_LOOK_EVERY)
             else:
                 return
 
