@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ STORAGES = {
     "pymongo": ("mongodb", "mongodb+pymongo"),
     "mysql": ("mysql", "mysql"),
 }
+SHARED = [name for name, (server, _) in STORAGES.items() if server is not None]
+"""The storages whose sessions several processes see."""
 
 PATIENCE = 20
 """Seconds a storage has where a test is not about deadlines, so that a slow machine fails none."""
@@ -65,23 +68,23 @@ def storage_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def new_url(servers: Servers, storage_name: str, **parameters: object) -> str:
+    """Give a URL of a storage that names a space of its own."""
+    server, scheme = STORAGES[storage_name]
+    if server is None:
+        base = "memory://"
+    else:
+        base = scheme + "://" + servers.url(server).partition("://")[2]
+        space = {"mysql": "table", "mongodb": "collection"}.get(server, "prefix")
+        parameters = {space: f"t{secrets.token_hex(6)}", "timeout": PATIENCE, **parameters}
+    query = "&".join(f"{key}={value}" for key, value in parameters.items())
+    return base + ("&" if "?" in base else "?") * bool(query) + query
+
+
 @pytest.fixture
 def make_url(storage_name: str, servers: Servers) -> Callable[..., str]:
     """Give a maker of URLs of the storage under test; each call names a space of its own."""
-    server, scheme = STORAGES[storage_name]
-
-    def url(**parameters: object) -> str:
-        name = f"t{secrets.token_hex(6)}"
-        if server is None:
-            base = "memory://"
-        else:
-            base = scheme + "://" + servers.url(server).partition("://")[2]
-            space = {"mysql": "table", "mongodb": "collection"}.get(server, "prefix")
-            parameters = {space: name, "timeout": PATIENCE, **parameters}
-        query = "&".join(f"{key}={value}" for key, value in parameters.items())
-        return base + ("&" if "?" in base else "?") * bool(query) + query
-
-    return url
+    return partial(new_url, servers, storage_name)
 
 
 @pytest.fixture
