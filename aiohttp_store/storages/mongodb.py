@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,9 @@ import pymongo
 from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.pool import Pool
 from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
+from pymongo.monitoring import ConnectionClosedReason
 from pymongo.uri_parser import parse_uri, split_options
 from pymongo.uri_parser_shared import URI_OPTIONS
 
@@ -84,6 +86,25 @@ class _Source(NamedTuple):
     shown: str
 
 
+class _Pool(Pool):
+    """PyMongo's pool, where a `connect` that is cancelled closes its socket.
+
+    The driver's own leaves it to the garbage collector, and its client cancels its monitors when it is closed.
+    """
+
+    async def connect(self, handler: Any = None) -> Any:
+        connecting = asyncio.ensure_future(super().connect(handler))
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            while not connecting.done():  # it has its connectTimeoutMS
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({connecting})
+            if connecting.exception() is None:
+                await connecting.result().close_conn(ConnectionClosedReason.POOL_CLOSED)
+            raise
+
+
 class MongoDBStorage(Storage):
     """Sessions in a collection of MongoDB, through motor or PyMongo's asyncio client."""
 
@@ -113,7 +134,7 @@ class MongoDBStorage(Storage):
         text = f"{scheme}://{address}" + (("" if "/" in address else "/") + "?" + "&".join(parts) if parts else "")
         parsed, given = _validated(url, text, own)
         settings = _settings(given, options)
-        make = AsyncMongoClient if url.scheme == "mongodb+pymongo" else _motor_client(url)
+        make = partial(AsyncMongoClient, _pool_class=_Pool) if url.scheme == "mongodb+pymongo" else _motor_client(url)
         shown = str(dataclasses.replace(url, user=None, password=None, query=()))
         source = _Source(partial(make, text, **settings), shown)
         return cls(
