@@ -94,12 +94,21 @@ class Manager:
                 self._is_open = True
 
     async def close(self) -> None:
-        """Finish the saves that are under way, each of which has its budget, then close the storage."""
+        """Finish the saves that are under way, then close the storage: within five of its `timeout`.
+
+        Two pass at most until those saves and what they leave to be removed have had their budgets,
+        one until every trip has ended or is stopped, and two until the storage is closed or given up.
+        """
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._batcher.finish(self.storage.timeout)
         self._is_open = False
-        await self.storage.close()
+        within = 2 * self.storage.timeout
+        try:
+            async with asyncio.timeout(within):
+                await self.storage.close()
+        except TimeoutError:
+            logger.warning("%r did not close within %g s, and is left as it is", self.storage, within)
 
     # The way in.
 

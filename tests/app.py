@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import gc
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -19,34 +23,46 @@ from aiohttp_store import Session, get_session, setup
 ROOT = Path(__file__).parent.parent
 
 
-class AppProcess:
-    """Runs this file with a storage's URL; its address is known once `address` has been read."""
+ENDING = "no more connections"
+LEAVES_WITHIN = 2.0
+"""Seconds that threads of a driver have to see that they were stopped."""
 
-    def __init__(self, url: str, *, flags: tuple[str, ...] = (), **options: Any) -> None:
+
+class AppProcess:
+    """Runs this file with a storage's URL.
+
+    Whatever is left behind at its end is said on its standard error: warnings, tasks, sockets,
+    and threads. What the package logs goes to the standard output.
+    """
+
+    def __init__(self, url: str, *, shutdown_timeout: float = 10) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-u", *flags, "-m", "tests.app", url, json.dumps(options)],
+            [sys.executable, "-u", "-X", "dev", "-W", "error", "-m", "tests.app", url, str(shutdown_timeout)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONASYNCIODEBUG": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._address: str | None = None
 
-    @property
+    def says(self, pattern: str) -> str:
+        """Read its output as far as this pattern, and give what matched."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            found = re.search(pattern, line)
+            if found is not None:
+                return found[0]
+        raise RuntimeError(f"the app has ended: {self.wait(20)[1]}")
+
     def address(self) -> str:
-        if self._address is None:
-            assert self._process.stdout is not None
-            line = self._process.stdout.readline()
-            found = re.search(r"http://[0-9.:]+", line)
-            if found is None:
-                self.end(signal.SIGKILL)
-                raise RuntimeError(f"the app does not start: {line}")
-            self._address = found[0]
-        return self._address
+        """Wait until it serves."""
+        return self.says("http://[0-9.:]+")
 
     def send(self, how: signal.Signals) -> None:
         self._process.send_signal(how)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def wait(self, within: float) -> tuple[int, str]:
         """Give the exit code, and what the app wrote to its standard error."""
@@ -54,7 +70,7 @@ class AppProcess:
         return self._process.returncode, errors
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self._process.poll() is None:
+        if self.is_running():
             self.send(how)
         try:
             self.wait(20)
@@ -103,15 +119,58 @@ def _add(session: Session) -> int:
     return int(session["n"])
 
 
-def main() -> None:
+def _left(sockets: set[str]) -> list[str]:
+    """Tell what is still there beside these sockets."""
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("pymongo")]
+    return [*map(repr, tasks), *sorted(_sockets() - sockets), *threads]
+
+
+def _sockets() -> set[str]:
+    found = set()
+    for name in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile, as the one that lists them
+            found.add(str(name.readlink()))
+    return {name for name in found if name.startswith("socket:")}
+
+
+async def _leave_nothing(app: web.Application) -> AsyncIterator[None]:
+    asyncio.get_running_loop().slow_callback_duration = 60  # slow machines are not the matter
+    before = _sockets()
+    yield
+    give_up = time.monotonic() + LEAVES_WITHIN
+    while (left := _left(before)) and time.monotonic() < give_up:
+        await asyncio.sleep(0.01)
+    for what in left:
+        print("left behind:", what, file=sys.stderr)
+
+
+async def _say(app: web.Application) -> None:
+    print(ENDING)
+
+
+def main(url: str, shutdown_timeout: str) -> None:
     """Serve on a free port, and print the address."""
+    log = logging.getLogger("aiohttp_store")
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.propagate = False
     gate, app = _Gate(), web.Application()
     app.router.add_post("/act", gate.act)
     app.router.add_get("/wait", gate.wait)
     app.router.add_post("/open", gate.open)
-    setup(app, sys.argv[1], **json.loads(sys.argv[2]))
-    web.run_app(app, host="127.0.0.1", port=0, print=lambda text: print(text.replace("\n", " ")))
+    app.cleanup_ctx.append(_leave_nothing)  # before ours, and so ends after it
+    app.on_shutdown.append(_say)
+    setup(app, url)
+    web.run_app(
+        app,
+        host="127.0.0.1",
+        port=0,
+        shutdown_timeout=float(shutdown_timeout),
+        access_log=None,
+        print=lambda text: print(text.replace("\n", " ")),
+    )
+    gc.collect()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -627,10 +627,10 @@ def unreachable() -> Iterator[int]:
 
 
 async def test_closing_while_the_driver_connects_leaves_no_socket(scheme: str, unreachable: int) -> None:
-    async with ticking(), asyncio.timeout(10):
-        async with open_storage(f"{scheme}://127.0.0.1:{unreachable}/?timeout=0.3&connectTimeoutMS=1500") as storage:
-            with pytest.raises(StorageUnavailable):
-                await storage.load([new_key()])
+    url = f"{scheme}://127.0.0.1:{unreachable}/?timeout=0.3&connectTimeoutMS=1500"
+    async with ticking(), asyncio.timeout(10), open_storage(url) as storage:
+        with pytest.raises(StorageUnavailable):
+            await storage.load([new_key()])
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     gc.collect()  # what it finds open is a warning, and so a failure
 

@@ -21,7 +21,7 @@ def addresses(request: pytest.FixtureRequest, servers: Servers) -> Iterator[list
     url = new_url(servers, request.param)
     processes = [AppProcess(url) for _ in range(PROCESSES)]
     try:
-        yield [process.address for process in processes]
+        yield [process.address() for process in processes]
     finally:
         for process in processes:
             process.end()
