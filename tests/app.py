@@ -119,13 +119,6 @@ def _add(session: Session) -> int:
     return int(session["n"])
 
 
-def _left(sockets: set[str]) -> list[str]:
-    """Tell what is still there beside these sockets."""
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("pymongo")]
-    return [*map(repr, tasks), *sorted(_sockets() - sockets), *threads]
-
-
 def _sockets() -> set[str]:
     found = set()
     for name in Path("/proc/self/fd").iterdir():
@@ -136,13 +129,18 @@ def _sockets() -> set[str]:
 
 async def _leave_nothing(app: web.Application) -> AsyncIterator[None]:
     asyncio.get_running_loop().slow_callback_duration = 60  # slow machines are not the matter
-    before = _sockets()
+    sockets = _sockets()
     yield
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     give_up = time.monotonic() + LEAVES_WITHIN
-    while (left := _left(before)) and time.monotonic() < give_up:
+    while (left := [*_sockets() - sockets, *_driver_threads()]) and time.monotonic() < give_up:
         await asyncio.sleep(0.01)
-    for what in left:
+    for what in [*tasks, *left]:
         print("left behind:", what, file=sys.stderr)
+
+
+def _driver_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("pymongo")]
 
 
 async def _say(app: web.Application) -> None:

@@ -38,6 +38,9 @@ class Proxy:
         self.answering = asyncio.Event()
         """While it is clear, answers are held back."""
         self.answering.set()
+        self.asking = asyncio.Event()
+        """While it is clear, requests are held back, and are in `requests` already."""
+        self.asking.set()
         self.requests: list[bytes] = []
         self.accepted = 0
         self._serving: set[asyncio.Task[None]] = set()
@@ -100,6 +103,7 @@ class Proxy:
                 if self.lose_answers and not losing.is_set():
                     self.lose_answers -= 1
                     losing.set()
+            await self.asking.wait()
             writer.write(request)
             await writer.drain()
 

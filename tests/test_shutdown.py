@@ -102,18 +102,18 @@ async def test_saves_under_way_are_finished_first_also_where_their_requests_are_
         with app_process(proxy.url, shutdown_timeout) as process:
             address = await asyncio.to_thread(process.address)
             keys, late = await late_requests(client, address)
-            text = keys[0].encode()
+            names = {name for key in keys for name in (key.encode(), key.encode().hex().encode())}
             proxy.requests.clear()
-            proxy.answering.clear()
+            proxy.asking.clear()
             await let_go(client, address)
             async with asyncio.timeout(20):
-                while not any(key in request for request in proxy.requests for key in (text, text.hex().encode())):
+                while not any(name in request for request in proxy.requests for name in names):
                     await asyncio.sleep(0.01)
             process.send(how)
             await asyncio.to_thread(process.says, ENDING)
             await asyncio.sleep(3 * 0.1)  # cancelled by now, or still waiting
             assert process.is_running()
-            proxy.answering.set()
+            proxy.asking.set()
             await ends_clean(process, 8)
             answers = await asyncio.gather(*late, return_exceptions=True)
             assert {isinstance(answer, ClientError) for answer in answers} == {shutdown_timeout < 1}
