@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from aiohttp_store import Outcome, Record, Storage, Write
 from aiohttp_store.storages.memory import MemoryStorage
@@ -15,10 +14,6 @@ class Remote(Storage):
     def __init__(self) -> None:
         self.memory = MemoryStorage()
 
-    @property
-    def _held(self) -> Any:
-        return self.memory._held
-
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         return await self.memory.load(keys)
 
@@ -27,3 +22,10 @@ class Remote(Storage):
 
     async def delete(self, keys: Sequence[str]) -> None:
         await self.memory.delete(keys)
+
+
+def kept(storage: Storage) -> dict[str, Record]:
+    """Give what is in memory, expired or not."""
+    memory = storage.memory if isinstance(storage, Remote) else storage
+    assert isinstance(memory, MemoryStorage)
+    return {key: Record(*record) for part in memory._parts for key, (*record, _) in part.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Session, Storage, StorageUnavailable, get_session
+from aiohttp_store import Session, Storage, StorageUnavailable, Write, get_session
 
 from .conftest import Client, Serve
 from .remote import Remote
@@ -172,11 +172,9 @@ class Contended(Remote):
     async def save(self, writes: Any) -> Any:
         if self.contended:
             for write in writes:
-                held = self._held[write.key]
-                other = held.record._replace(
-                    version=held.record.version[::-1] + b"x", data=held.record.data[:-1] + b" }"
-                )
-                self._held[write.key] = held._replace(record=other)
+                (record,) = await self.memory.load([write.key])
+                assert record is not None
+                await self.memory.save([Write(write.key, record.version, record.data[:-1] + b" }", 60)])
             await asyncio.sleep(0.01)
         return await super().save(writes)
 

@@ -14,7 +14,7 @@ from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Client, Serve
-from .remote import Remote
+from .remote import Remote, kept
 from .test_streams import Failing
 
 
@@ -95,7 +95,7 @@ async def test_each_row_of_the_end_of_request_table(
     headers = await headers_of(client, path)
     assert client.app is not None
     storage: Any = get_storage(client.app)
-    assert bool(storage._held) is stored
+    assert bool(kept(storage)) is stored
     sent = headers.getall("Set-Cookie", [])
     assert len(sent) == (cookie is not None)
     if cookie is not None:
@@ -225,7 +225,7 @@ async def test_a_client_that_goes_away_does_not_stop_its_save(serve: Serve) -> N
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await client.close()  # cancels the handler, then closes the storage
-    assert len(storage._held) == 1
+    assert len(kept(storage)) == 1
 
 
 async def test_a_cancelled_handler_saves_nothing(serve: Serve) -> None:
@@ -238,7 +238,7 @@ async def test_a_cancelled_handler_saves_nothing(serve: Serve) -> None:
     client = await serve(handler, storage=storage)
     with pytest.raises(Exception, match="disconnected"):
         await headers_of(client, "/handler")
-    assert len(storage._held) == 0
+    assert len(kept(storage)) == 0
 
 
 @pytest.mark.parametrize(
@@ -344,6 +344,6 @@ async def test_an_explicit_save_that_is_cancelled_is_carried_out_whole(serve: Se
     client = await serve(begin, read, handler, storage=storage)
     await headers_of(client, "/begin")
     assert "Set-Cookie" in await headers_of(client, "/handler")
-    assert len(storage._held) == 1
+    assert len(kept(storage)) == 1
     async with client.get("/read") as response:
         assert await response.json() == {"a": 1}

@@ -13,7 +13,7 @@ from aiohttp_store import Cookie, Storage, get_session, get_storage, new_session
 from aiohttp_store.cookie import key_of_id
 
 from .conftest import Client, Serve
-from .remote import Remote
+from .remote import Remote, kept
 from .test_streams import Failing
 
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(2)]
@@ -181,7 +181,7 @@ async def test_a_renewal_that_meets_another_request_leaves_no_record_behind(then
     barrier.go.set()
     await late
     await client.close()
-    assert len(storage._held) == (0 if then == "/logout" else 1)
+    assert len(kept(storage)) == (0 if then == "/logout" else 1)
 
 
 async def test_a_gone_session_sends_no_cookie_though_its_signature_is_old(serve: Serve) -> None:
@@ -340,7 +340,7 @@ async def test_logouts_and_visits_without_a_session_store_nothing(serve: Serve) 
             await get(client, path, cookie)
     assert client.app is not None
     storage: Any = get_storage(client.app)
-    assert len(storage._held) == 0
+    assert len(kept(storage)) == 0
 
 
 class Paused(Remote):
@@ -395,7 +395,7 @@ async def test_an_invalidation_during_a_save_ends_the_session(serve: Serve) -> N
     _, storage, _, header = await while_saving(serve, lambda _, session: session.invalidate())
     assert header is not None
     assert "Max-Age=0" in header
-    assert len(storage._held) == 0
+    assert len(kept(storage)) == 0
 
 
 async def test_what_is_written_after_an_invalidation_during_a_save_is_a_new_session(serve: Serve) -> None:
@@ -406,14 +406,14 @@ async def test_what_is_written_after_an_invalidation_during_a_save_is_a_new_sess
     client, storage, _, header = await while_saving(serve, then)
     assert header is not None
     assert (await get(client, "/show", header.partition(";")[0]))[0] == {"next": True}
-    assert len(storage._held) == 1
+    assert len(kept(storage)) == 1
 
 
 async def test_an_invalidation_during_the_first_save_leaves_no_record(serve: Serve) -> None:
     _, storage, _, header = await while_saving(serve, lambda _, session: session.invalidate(), first=True)
     assert header is not None
     assert "Max-Age=0" in header
-    assert len(storage._held) == 0
+    assert len(kept(storage)) == 0
 
 
 async def test_a_new_session_during_a_save_ends_the_old_one(serve: Serve) -> None:
@@ -424,7 +424,7 @@ async def test_a_new_session_during_a_save_ends_the_old_one(serve: Serve) -> Non
     assert header is not None
     assert (await get(client, "/show", header.partition(";")[0]))[0] == {"fresh": True}
     assert await live_ids(client, old) == []
-    assert len(storage._held) == 1
+    assert len(kept(storage)) == 1
 
 
 async def test_a_new_session_also_ends_one_that_was_tossed(serve: Serve) -> None:
@@ -462,5 +462,5 @@ async def test_a_client_that_leaves_while_its_old_session_is_destroyed_gets_its_
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await client.close()
-    (held,) = storage._held.values()
-    assert held.record.data.endswith(b'{"fresh":true}')
+    (record,) = kept(storage).values()
+    assert record.data.endswith(b'{"fresh":true}')

@@ -30,6 +30,7 @@ from aiohttp_store import (
 from aiohttp_store.cookie import key_of_id
 
 from .conftest import STORAGES, Servers
+from .remote import kept
 
 Client = TestClient[web.Request, web.Application]
 SECRET = "a secret of more than thirty-two bytes"
@@ -435,7 +436,7 @@ def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable
         space = dict(url.query).get("prefix") or dict(url.query).get("table") or dict(url.query).get("collection") or ""
         match STORAGES[storage_name][0]:
             case None:
-                return repr(storage._held).encode()
+                return repr(kept(storage)).encode()
             case "redis":
                 async with Redis.from_url(servers.url("redis")) as client:
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]

@@ -15,7 +15,7 @@ from aiohttp_store import ConfigError, Session, SessionGone, get_session, get_st
 from aiohttp_store.cookie import key_of_id
 
 from .conftest import Client, Serve
-from .remote import Remote
+from .remote import Remote, kept
 
 
 async def begin(request: web.Request) -> web.Response:
@@ -184,11 +184,11 @@ async def test_changed_saves_what_looks_the_same(serve: Serve) -> None:
     await visit(client, "/begin")
     assert client.app is not None
     storage: Any = get_storage(client.app)
-    (before,) = [held.record.version for held in storage._held.values()]
+    (before,) = [record.version for record in kept(storage).values()]
     await visit(client, "/handler")
-    assert [held.record.version for held in storage._held.values()] == [before]
+    assert [record.version for record in kept(storage).values()] == [before]
     await visit(client, "/handler?mark=1")
-    assert [held.record.version for held in storage._held.values()] != [before]
+    assert [record.version for record in kept(storage).values()] != [before]
 
 
 async def test_reload_drops_what_was_not_saved(serve: Serve) -> None:
@@ -361,5 +361,5 @@ async def test_a_codec_of_the_apps_own_is_used(serve: Serve) -> None:
         assert await visit(client, "/handler") == b"{1, 2, 3}"
     assert client.app is not None
     storage: Any = get_storage(client.app)
-    (held,) = storage._held.values()
-    assert held.record.data.endswith(b"{'set': {1, 2, 3}}"[::-1])
+    (record,) = kept(storage).values()
+    assert record.data.endswith(b"{'set': {1, 2, 3}}"[::-1])

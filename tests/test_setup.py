@@ -19,6 +19,7 @@ from aiohttp_store import ConfigError, Cookie, Record, Storage, StorageURL, Writ
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Serve
+from .remote import kept
 
 
 async def count(request: web.Request) -> web.Response:
@@ -329,17 +330,38 @@ async def test_memory_holds_at_most_max_sessions(serve: Serve) -> None:
     assert counts == [2, 2, 2, 1]  # the oldest had to go
 
 
-async def test_memory_forgets_what_has_expired_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiohttp_store.storages.memory._SWEEP_EVERY", 0.01)
-    async with aiohttp_store.open_storage("memory://") as storage:
-        assert isinstance(storage, MemoryStorage)
-        await storage.save([Write(f"short{number}", None, b"", 10) for number in range(2500)])
-        await storage.save([Write("long", None, b"", 100)])
-        clock = storage.clock
-        storage.clock = lambda: clock() + 50
-        while len(storage._held) > 1:
-            await asyncio.sleep(0.01)
-        assert list(storage._held) == ["long"]
+async def test_memory_forgets_what_has_expired_by_itself_a_part_at_a_time_and_gives_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiohttp_store.storages.memory._ROUND", 0.1)
+    storage = MemoryStorage(max_sessions=50_000)
+    size = sum(map(sys.getsizeof, storage._parts))
+    await storage.save([Write(f"short{number}", None, b"", 10) for number in range(40_000)])
+    await storage.save([Write("long", None, b"", 100)])
+    assert sum(map(sys.getsizeof, storage._parts)) > 20 * size
+    clock = storage.clock
+    storage.clock = lambda: clock() + 50
+    await storage.open()
+    steps, left = [], 40_001
+    async with asyncio.timeout(20):
+        while left > 1:
+            await asyncio.sleep(0)
+            before, left = left, sum(map(len, storage._parts))
+            steps.append(before - left)
+    await storage.close()
+    assert max(steps) <= 2048
+    assert list(kept(storage)) == ["long"]
+    assert sum(map(sys.getsizeof, storage._parts)) < 2 * size
+
+
+def test_no_dictionary_of_memory_grows_large_however_many_sessions_there_are() -> None:
+    storage = MemoryStorage(max_sessions=100_000)
+    storage.save_now([Write(f"{number}", None, b"", 10) for number in range(150_000)])
+    assert max(map(len, storage._parts)) <= 2048
+    assert 95_000 < len(kept(storage)) <= 100_000
+    newest, oldest = range(149_000, 150_000), range(1000)
+    assert None not in storage.load_now([str(number) for number in newest])
+    assert set(storage.load_now([str(number) for number in oldest])) == {None}
 
 
 def test_an_installed_package_offers_schemes_by_its_entry_points(

@@ -13,7 +13,7 @@ from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, new_
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Serve
-from .remote import Remote
+from .remote import Remote, kept
 
 
 class Failing(Remote):
@@ -252,7 +252,7 @@ async def test_a_signed_off_write_of_a_stream_is_in_the_storage_when_the_headers
 
     client = await serve(handler, storage=storage)
     async with client.get("/handler") as response:
-        assert len(storage._held) == 1
+        assert len(kept(storage)) == 1
         released.set()
         await response.read()
 

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
 from ..errors import ConfigError
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
@@ -16,8 +16,15 @@ from ..url import StorageURL, positive
 
 __all__ = ["MemoryStorage"]
 
-_SWEEP_EVERY = 30.0
-_SWEEP_SLICE = 1000
+_PART = 2048
+"""Sessions in one of the dictionaries: none is walked through, grows or shrinks in more than a millisecond or so."""
+_MOST_PARTS = 4096
+_ROUND = 30.0
+"""Seconds in which each dictionary is rid of its expired sessions once."""
+
+_Part = OrderedDict[str, tuple[bytes, bytes, float]]
+"""Version, data and expiry by key, the one written longest ago first; Python's garbage collector need not visit these
+tuples, which would take it a third of a second at a million sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +32,10 @@ class Options:
     """The parameters of `memory://`."""
 
     max_sessions: int = 100_000
-    """How many sessions are held; beyond, the one written longest ago ends."""
+    """How many sessions are held at most; one that was written longest ago ends when there is no room for another."""
 
     def __post_init__(self) -> None:
         positive("max_sessions", self.max_sessions)
-
-
-class _Held(NamedTuple):
-    record: Record
-    expires: float
 
 
 class MemoryStorage(Storage):
@@ -42,7 +44,9 @@ class MemoryStorage(Storage):
     def __init__(self, *, max_sessions: int = 100_000) -> None:
         self.max_sessions = Options(max_sessions=max_sessions).max_sessions
         self.clock = time.monotonic
-        self._held: OrderedDict[str, _Held] = OrderedDict()  # the one written longest ago is first
+        self._count = min(-(-max_sessions // _PART), _MOST_PARTS)
+        self._room = max_sessions // self._count  # keys spread evenly over the parts
+        self._parts: list[_Part] = [OrderedDict() for _ in range(self._count)]
         self._sweeper: asyncio.Task[None] | None = None
 
     @classmethod
@@ -55,7 +59,7 @@ class MemoryStorage(Storage):
         return cls(max_sessions=url.options(Options).max_sessions)
 
     def __repr__(self) -> str:
-        return f"<MemoryStorage of {len(self._held)} sessions>"
+        return f"<MemoryStorage of {sum(map(len, self._parts))} sessions>"
 
     async def open(self) -> None:
         if self._sweeper is None:
@@ -69,7 +73,7 @@ class MemoryStorage(Storage):
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
-            self._held.pop(key, None)
+            self._parts[hash(key) % self._count].pop(key, None)
 
     async def close(self) -> None:
         """Stop forgetting; what is held stays, as with a server."""
@@ -81,8 +85,9 @@ class MemoryStorage(Storage):
 
     def load_now(self, keys: Sequence[str]) -> list[Record | None]:
         """Do what `load` does, at once."""
-        now, found = self.clock(), map(self._held.get, keys)
-        return [held.record if held is not None and now < held.expires else None for held in found]
+        now, parts, count = self.clock(), self._parts, self._count
+        found = [parts[hash(key) % count].get(key) for key in keys]
+        return [Record(held[0], held[1]) if held is not None and now < held[2] else None for held in found]
 
     def save_now(self, writes: Sequence[Write]) -> list[Outcome]:
         """Do what `save` does, at once."""
@@ -90,30 +95,32 @@ class MemoryStorage(Storage):
 
     def _save(self, write: Write) -> Outcome:
         key, expected, data, ttl = write
-        now, held = self.clock(), self._held.get(key)
-        if held is not None and now < held.expires:
-            if held.record.version != expected:
-                return Conflict(held.record)
+        part = self._parts[hash(key) % self._count]
+        now, held = self.clock(), part.get(key)
+        if held is not None and now < held[2]:
+            if held[0] != expected:
+                return Conflict(Record(held[0], held[1]))
         elif expected is not None:
             return Gone()
         if data is None:
-            self._held.pop(key, None)
+            part.pop(key, None)
             return Saved(b"")
         version = new_version()
-        self._held[key] = _Held(Record(version, data), now + ttl)
-        self._held.move_to_end(key)
-        if len(self._held) > self.max_sessions:
-            self._held.popitem(last=False)
+        part[key] = (version, data, now + ttl)
+        part.move_to_end(key)
+        if len(part) > self._room:
+            part.popitem(last=False)
         return Saved(version)
 
     async def _sweep(self) -> None:
-        """Forget expired records, a slice at a time so that no request waits for it."""
+        """Forget expired records, a part at a time so that no request waits for it."""
         while True:
-            await asyncio.sleep(_SWEEP_EVERY)
-            keys = list(self._held)
-            for start in range(0, len(keys), _SWEEP_SLICE):
-                now = self.clock()
-                for key in keys[start : start + _SWEEP_SLICE]:
-                    if key in self._held and self._held[key].expires <= now:
-                        del self._held[key]
-                await asyncio.sleep(0)
+            for number in range(self._count):
+                await asyncio.sleep(_ROUND / self._count)
+                self._sweep_part(number)
+
+    def _sweep_part(self, number: int) -> None:
+        now, part = self.clock(), self._parts[number]
+        live = OrderedDict((key, held) for key, held in part.items() if now < held[2])
+        if len(live) < len(part):  # a dictionary from which keys are taken keeps its size
+            self._parts[number] = live
