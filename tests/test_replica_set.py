@@ -158,7 +158,7 @@ async def test_without_a_primary_there_is_an_outage_in_time_which_ends_with_the_
 
 async def test_a_failover_under_load_loses_no_acknowledged_write(scheme: str, replicas: ReplicaSet) -> None:
     """Every addition that was acknowledged is there, and none is there twice."""
-    async with opened(url_of(scheme, replicas)) as storage:
+    async with opened(url_of(scheme, replicas) + ONCE) as storage:
         ending = asyncio.Event()
 
         async def write() -> tuple[str, int]:
