@@ -94,16 +94,16 @@ class Manager:
                 self._is_open = True
 
     async def close(self) -> None:
-        """Finish the saves that are under way, then close the storage: within five of its `timeout`.
+        """Finish the saves that are under way, then close the storage: within six of its `timeout`.
 
         Two pass at most until those saves and what they leave to be removed have had their budgets,
-        one until every trip has ended or is stopped, and two until the storage is closed or given up.
+        one until every trip has ended or is stopped, and three until the storage is closed or given up.
         """
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._batcher.finish(self.storage.timeout)
         self._is_open = False
-        within = 2 * self.storage.timeout
+        within = 3 * self.storage.timeout
         try:
             async with asyncio.timeout(within):
                 await self.storage.close()

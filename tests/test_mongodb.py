@@ -688,6 +688,22 @@ async def test_a_cancelled_call_goes_on_to_its_end_and_is_waited_for_at_close(
     await storage.close()
 
 
+async def test_a_call_that_does_not_end_is_not_left_behind_at_close(scheme: str, proxy: Proxy, space: str) -> None:
+    query = f"collection={space}&timeout=0.5&socketTimeoutMS=30000"
+    stuck = asyncio.Event()
+    storage = storage_from_url(with_scheme(scheme, proxy.url, query))
+    assert isinstance(storage, MongoDBStorage)
+    await storage.open()
+    proxy.matching, proxy.lose_answers, proxy.meanwhile = FIND, 1, stuck.wait
+    with pytest.raises(StorageUnavailable):
+        await storage.load([new_key()])
+    assert storage._calls
+    async with asyncio.timeout(10):
+        await storage.close()
+    assert not storage._calls
+    stuck.set()
+
+
 # TLS and passwords
 
 

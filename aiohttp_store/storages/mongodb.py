@@ -195,14 +195,19 @@ class MongoDBStorage(Storage):
             self._indexing.cancel()
             await asyncio.wait({self._indexing})
             self._indexing = None
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=self.timeout)
+        calls = set(self._calls)
+        if calls:
+            _, calls = await asyncio.wait(calls, timeout=self.timeout)
+            for call in calls:
+                call.cancel()
         if self._source is not None and self._client is not None:
             client, self._client = self._client, None
             if isinstance(client, AsyncMongoClient):
                 await client.close()
             else:  # motor's close says goodbye to the server, and blocks for it
                 await asyncio.to_thread(client.close)
+        if calls:
+            await asyncio.wait(calls)
 
     def _use(self, client: Any) -> None:
         motor = sys.modules.get("motor.motor_asyncio")
