@@ -12,9 +12,9 @@ from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .errors import StorageUnavailable
-from .storage import Immediate, Outcome, Record, Storage, Write, timed_out
+from .storage import Immediate, Outcome, Record, Sharded, Storage, Write, timed_out
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "ShardedBatcher"]
 
 MAX_TRIPS = 2
 """Round trips of one kind under way at once, so that a stalled one does not hold the next."""
@@ -77,6 +77,45 @@ class Batcher(Generic[Asked, Found]):
                     await lane.finish()
         for lane in lanes:
             await lane.stop()
+
+
+class ShardedBatcher(Generic[Asked, Found]):
+    """A batcher for each server of a storage that has several, so that one which hangs holds up no other's trips."""
+
+    def __init__(
+        self,
+        storage: Sharded,
+        read: Callable[[Asked, Record | None], Found],
+        left: Callable[[Any, Outcome | Exception], None],
+    ) -> None:
+        """Take what a `Batcher` takes."""
+        self._shard_of = storage.shard_of
+        self._read = read
+        self._left = left
+        self._batchers: dict[Storage, Batcher[Asked, Found]] = {}
+
+    def load(self, key: str, asked: Asked) -> asyncio.Future[Found]:
+        """Do what `Batcher.load` does."""
+        return self._batcher_of(key).load(key, asked)
+
+    def save(self, write: Write, asker: object = None) -> asyncio.Future[Outcome]:
+        """Do what `Batcher.save` does."""
+        return self._batcher_of(write.key).save(write, asker)
+
+    def delete(self, key: str) -> asyncio.Future[None]:
+        """Do what `Batcher.delete` does."""
+        return self._batcher_of(key).delete(key)
+
+    async def finish(self, within: float) -> None:
+        """Do what `Batcher.finish` does, for all servers at once."""
+        await asyncio.gather(*(batcher.finish(within) for batcher in self._batchers.values()))
+
+    def _batcher_of(self, key: str) -> Batcher[Asked, Found]:
+        shard = self._shard_of(key)
+        batcher = self._batchers.get(shard)
+        if batcher is None:  # servers may join while we run
+            batcher = self._batchers[shard] = Batcher(shard, self._read, self._left)
+        return batcher
 
 
 class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):

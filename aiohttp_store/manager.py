@@ -13,14 +13,14 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from aiohttp import hdrs, web
 
-from .batching import Batcher
+from .batching import Batcher, ShardedBatcher
 from .codec import Codec, Envelope, JSONCodec, UndecodableError, UnknownFormatError
 from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching, key_of_id
 from .errors import ConfigError, SessionConflict, StorageUnavailable
 from .log import logger, once, seldom
 from .merge import merge
 from .session import Duration, Session, Stored, seconds
-from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, timed_out
+from .storage import Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, timed_out
 from .turns import Turns
 
 __all__ = ["Manager", "OnConflict", "Options"]
@@ -80,7 +80,11 @@ class Manager:
         self._idle_timeout = seconds("idle_timeout", idle_timeout)
         self._lifetime = math.inf if lifetime is None else seconds("lifetime", lifetime)
         self._on_conflict = on_conflict
-        self._batcher = Batcher(storage, self._read, self._left)
+        self._batcher = (
+            ShardedBatcher(storage, self._read, self._left)
+            if isinstance(storage, Sharded)
+            else Batcher(storage, self._read, self._left)
+        )
         self._turns = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
