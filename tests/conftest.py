@@ -24,6 +24,7 @@ STORAGES = {
     "memory": (None, "memory"),
     "redis": ("redis", "redis"),
     "memcached": ("memcached", "memcached"),
+    "memcached_nodes": ("memcached_nodes", "memcached"),
     "mongodb": ("mongodb", "mongodb"),
     "pymongo": ("mongodb", "mongodb+pymongo"),
     "mysql": ("mysql", "mysql"),

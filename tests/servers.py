@@ -129,6 +129,34 @@ class Memcached(Server):
         return [program("memcached"), "-p", str(self.port), "-l", "127.0.0.1", "-U", "0", "-m", "64", *user]
 
 
+class MemcachedNodes(Server):
+    """Three nodes of one storage, which start and fail together unless a test takes one of `nodes`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.nodes = [Memcached(folder / str(number)) for number in range(3)]
+
+    @property
+    def url(self) -> str:
+        return "memcached://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+
+    def _end(self, how: signal.Signals) -> None:
+        for node in self.nodes:
+            node._end(how)
+
+    def pause(self) -> None:
+        for node in self.nodes:
+            node.pause()
+
+    def resume(self) -> None:
+        for node in self.nodes:
+            node.resume()
+
+
 class MariaDB(Server):
     scheme = "mysql"
     path = "/sessions"
@@ -185,4 +213,10 @@ class MongoDB(Server):
         ]
 
 
-SERVERS: dict[str, type[Server]] = {"redis": Redis, "memcached": Memcached, "mysql": MariaDB, "mongodb": MongoDB}
+SERVERS: dict[str, type[Server]] = {
+    "redis": Redis,
+    "memcached": Memcached,
+    "memcached_nodes": MemcachedNodes,
+    "mysql": MariaDB,
+    "mongodb": MongoDB,
+}

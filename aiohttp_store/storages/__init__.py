@@ -19,7 +19,7 @@ ENTRY_POINTS = "aiohttp_store.storages"
 
 SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
     "mariadb": "aiohttp_store.storages.mysql:MySQLStorage",
-    "memcached": "aiohttp_store.storages.memcached:MemcachedStorage",
+    "memcached": "aiohttp_store.storages.memcached:storage_from_url",
     "memory": "aiohttp_store.storages.memory:MemoryStorage",
     "mongodb": "aiohttp_store.storages.mongodb:MongoDBStorage",
     "mongodb+pymongo": "aiohttp_store.storages.mongodb:MongoDBStorage",
