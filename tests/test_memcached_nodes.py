@@ -11,6 +11,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ import aiomcache
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
 
-from aiohttp_store import ConfigError, Record, Saved, SessionTooLarge, StorageUnavailable, Write, get_session
+from aiohttp_store import (
+    ConfigError,
+    Record,
+    Saved,
+    SessionTooLarge,
+    StorageUnavailable,
+    Write,
+    get_session,
+    open_storage,
+)
 from aiohttp_store.batching import ShardedBatcher
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages import storage_from_url
@@ -134,12 +144,17 @@ def holds(node: Memcached, key: str) -> bool:
         return answers.readline() == b"HD\r\n"
 
 
+@asynccontextmanager
+async def opening(url: str) -> AsyncIterator[MemcachedNodes]:
+    async with open_storage(url) as storage:
+        assert isinstance(storage, MemcachedNodes)
+        yield storage
+
+
 @pytest.fixture
 async def opened(servers3: Nodes) -> AsyncIterator[MemcachedNodes]:
-    storage = nodes_of(f"{servers3.url}?timeout={PATIENCE}")
-    await storage.open()
-    yield storage
-    await storage.close()
+    async with opening(f"{servers3.url}?timeout={PATIENCE}") as storage:
+        yield storage
 
 
 def node_of(servers: Nodes, storage: MemcachedNodes, key: str) -> Memcached:
@@ -176,41 +191,39 @@ async def test_a_key_is_on_its_node_and_on_no_other_also_while_that_is_away(
 async def test_a_batch_with_keys_of_a_node_that_is_away_fails_after_the_others_were_served(
     servers3: Nodes, how: str
 ) -> None:
-    storage, keys = nodes_of(f"{servers3.url}?timeout=1"), KEYS[:30]
-    await storage.open()
-    away = servers3.nodes[0]
-    others = [key for key in keys if node_of(servers3, storage, key) is not away]
-    assert 0 < len(others) < len(keys)
-    await asyncio.to_thread(getattr(away, how))
-    async with ticking(0.5):  # half of the deadline
-        for verb, count in (
-            (storage.save([Write(key, None, key.encode(), 60) for key in keys]), len(others)),
-            (storage.load(keys), len(others)),
-            (storage.delete(keys), 0),
-        ):
-            started = time.monotonic()
-            with pytest.raises(StorageUnavailable, match=str(away.port)):
-                await verb
-            assert time.monotonic() - started < 3
-            assert sum(holds(node, key) for node in servers3.nodes if node is not away for key in others) == count
-    await storage.close()
+    keys = KEYS[:30]
+    async with opening(f"{servers3.url}?timeout=1") as storage:
+        away = servers3.nodes[0]
+        others = [key for key in keys if node_of(servers3, storage, key) is not away]
+        assert 0 < len(others) < len(keys)
+        await asyncio.to_thread(getattr(away, how))
+        async with ticking(0.5):  # half of the deadline
+            for verb, count in (
+                (storage.save([Write(key, None, key.encode(), 60) for key in keys]), len(others)),
+                (storage.load(keys), len(others)),
+                (storage.delete(keys), 0),
+            ):
+                started = time.monotonic()
+                with pytest.raises(StorageUnavailable, match=str(away.port)):
+                    await verb
+                assert time.monotonic() - started < 3
+                assert sum(holds(node, key) for node in servers3.nodes if node is not away for key in others) == count
 
 
 async def test_a_cancelled_batch_leaves_every_node_usable(servers3: Nodes) -> None:
-    storage, keys = nodes_of(f"{servers3.url}?timeout={PATIENCE}&pool_size=1"), KEYS[:12]
-    await storage.open()
-    for key in keys:
-        await create(storage, key, key.encode())
-    servers3.nodes[2].pause()
-    for _ in range(3):
-        task = asyncio.create_task(storage.load(keys))
-        await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    servers3.nodes[2].resume()
-    assert [await data_of(storage, key) for key in reversed(keys)] == [key.encode() for key in reversed(keys)]
-    await storage.close()
+    keys = KEYS[:12]
+    async with opening(f"{servers3.url}?timeout={PATIENCE}&pool_size=1") as storage:
+        for key in keys:
+            await create(storage, key, key.encode())
+        servers3.nodes[2].pause()
+        for _ in range(3):
+            task = asyncio.create_task(storage.load(keys))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        servers3.nodes[2].resume()
+        assert [await data_of(storage, key) for key in reversed(keys)] == [key.encode() for key in reversed(keys)]
 
 
 async def test_a_value_that_is_too_large_fails_alone_and_every_other_write_is_told_its_own_outcome(
