@@ -23,6 +23,7 @@ from .servers import SERVERS, Server
 STORAGES = {
     "memory": (None, "memory"),
     "redis": ("redis", "redis"),
+    "redis-cluster": ("redis-cluster", "redis+cluster"),
     "memcached": ("memcached", "memcached"),
     "mongodb": ("mongodb", "mongodb"),
     "pymongo": ("mongodb", "mongodb+pymongo"),

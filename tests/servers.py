@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -113,12 +114,26 @@ class Redis(Server):
     scheme = "redis"
     path = "/0"
 
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.options = options
+
     def command(self) -> list[str]:
         return [
             program("redis-server", "valkey-server"),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.folder / "redis.sock")),
             *("--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "always"),
+            *self.options,
         ]
+
+    def ask(self, command: str) -> str:
+        """Send a command of one line, and give the reply as it is on the wire, up to 64 KiB."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+            connection.sendall(f"{command}\r\nQUIT\r\n".encode())
+            received = b""
+            while piece := connection.recv(1 << 16):
+                received += piece
+        return received.decode().removesuffix("+OK\r\n")
 
 
 class Memcached(Server):
@@ -185,4 +200,69 @@ class MongoDB(Server):
         ]
 
 
-SERVERS: dict[str, type[Server]] = {"redis": Redis, "memcached": Memcached, "mysql": MariaDB, "mongodb": MongoDB}
+class RedisCluster(Server):
+    """Three primaries, the first three of `nodes`, and a replica of each."""
+
+    scheme = "redis+cluster"
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.nodes = [
+            Redis(folder / str(number), *("--cluster-enabled", "yes", "--cluster-port", str(free_port())), *options)
+            for number in range(6)
+        ]
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
+
+    def start(self) -> None:
+        is_new = not self.folder.exists()
+        for node in self.nodes:
+            node.start()
+        if is_new:
+            addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
+            how = ("--cluster-replicas", "1", "--cluster-yes")
+            subprocess.run(
+                [program("redis-cli", "valkey-cli"), "--cluster", "create", *addresses, *how],
+                check=True,
+                capture_output=True,
+            )
+        wait_until(self.is_whole)
+
+    def is_whole(self) -> bool:
+        """Tell whether all nodes know that every slot is served, and every replica follows its primary."""
+        return all(
+            "cluster_state:ok" in node.ask("CLUSTER INFO")
+            and "master_link_status:down" not in node.ask("INFO replication")
+            for node in self.nodes
+        )
+
+    def _end(self, how: signal.Signals) -> None:
+        for node in self.nodes:
+            node._end(how)
+
+    def pause(self) -> None:
+        for node in self.nodes:
+            node.pause()
+
+    def resume(self) -> None:
+        for node in self.nodes:
+            node.resume()
+
+
+def wait_until(met: Callable[[], bool], within: float = START_WITHIN) -> None:
+    give_up = time.monotonic() + within
+    while not met():
+        if time.monotonic() > give_up:
+            raise RuntimeError(f"{met} was not met within {within:g} s")
+        time.sleep(0.02)
+
+
+SERVERS: dict[str, type[Server]] = {
+    "redis": Redis,
+    "memcached": Memcached,
+    "mysql": MariaDB,
+    "mongodb": MongoDB,
+    "redis-cluster": RedisCluster,
+}
