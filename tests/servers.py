@@ -12,7 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from redis import Connection
 
 START_WITHIN = 60.0
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent), "/usr/sbin", "/usr/local/sbin"])
@@ -126,14 +128,16 @@ class Redis(Server):
             *self.options,
         ]
 
-    def ask(self, command: str) -> str:
-        """Send a command of one line, and give the reply as it is on the wire, up to 64 KiB."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
-            connection.sendall(f"{command}\r\nQUIT\r\n".encode())
-            received = b""
-            while piece := connection.recv(1 << 16):
-                received += piece
-        return received.decode().removesuffix("+OK\r\n")
+    def ask(self, command: str) -> Any:
+        """Send a command, and give the reply as text, or as lists of it."""
+        connection: Any = Connection(  # type: ignore[no-untyped-call]
+            host="127.0.0.1", port=self.port, protocol=2, decode_responses=True
+        )
+        try:
+            connection.send_command(*command.split())
+            return connection.read_response()
+        finally:
+            connection.disconnect()
 
 
 class Memcached(Server):
@@ -207,36 +211,46 @@ class RedisCluster(Server):
 
     def __init__(self, folder: Path, *options: str) -> None:
         super().__init__(folder)
+        self.buses = [free_port() for _ in range(6)]
         self.nodes = [
-            Redis(folder / str(number), *("--cluster-enabled", "yes", "--cluster-port", str(free_port())), *options)
-            for number in range(6)
+            Redis(folder / str(number), "--cluster-enabled", "yes", "--cluster-port", str(bus), *options)
+            for number, bus in enumerate(self.buses)
         ]
 
     @property
     def url(self) -> str:
         return f"{self.scheme}://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
 
+    def prepare(self) -> None:
+        """Write what each node would know after `redis-cli --cluster create`, which takes several seconds."""
+        ids = [f"{number}" * 40 for number in range(6)]
+        slots = ("0-5460", "5461-10922", "10923-16383")
+        for me, node in enumerate(self.nodes):
+            lines = []
+            for number, (other, bus) in enumerate(zip(self.nodes, self.buses, strict=True)):
+                flags = "myself," * (number == me) + ("master -" if number < 3 else f"slave {ids[number - 3]}")
+                served = slots[number] if number < 3 else ""
+                lines.append(
+                    f"{ids[number]} 127.0.0.1:{other.port}@{bus} {flags} 0 0 {number % 3 + 1} connected {served}"
+                )
+            node.folder.mkdir()
+            (node.folder / "nodes.conf").write_text("\n".join([*lines, "vars currentEpoch 3 lastVoteEpoch 0", ""]))
+
     def start(self) -> None:
-        is_new = not self.folder.exists()
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            self.prepare()
         for node in self.nodes:
             node.start()
-        if is_new:
-            addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
-            how = ("--cluster-replicas", "1", "--cluster-yes")
-            subprocess.run(
-                [program("redis-cli", "valkey-cli"), "--cluster", "create", *addresses, *how],
-                check=True,
-                capture_output=True,
-            )
         wait_until(self.is_whole)
 
     def is_whole(self) -> bool:
-        """Tell whether all nodes know that every slot is served, and every replica follows its primary."""
-        return all(
-            "cluster_state:ok" in node.ask("CLUSTER INFO")
-            and "master_link_status:down" not in node.ask("INFO replication")
-            for node in self.nodes
-        )
+        """Tell whether all nodes know that every slot is served."""
+        return all("cluster_state:ok" in node.ask("CLUSTER INFO") for node in self.nodes)
+
+    def is_replicated(self) -> bool:
+        """Tell whether every replica follows its primary."""
+        return sum("master_link_status:up" in node.ask("INFO replication") for node in self.nodes) == 3
 
     def _end(self, how: signal.Signals) -> None:
         for node in self.nodes:
@@ -249,6 +263,61 @@ class RedisCluster(Server):
     def resume(self) -> None:
         for node in self.nodes:
             node.resume()
+
+
+class RedisSentinels(Server):
+    """A primary, the first of `nodes`, two replicas, and three sentinels that watch them as `service`."""
+
+    scheme = "redis+sentinel"
+    path = "/service/0"
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.nodes = [Redis(folder / str(number), *options) for number in range(3)]
+        for node in self.nodes:
+            node.options += ("--repl-diskless-sync-delay", "0")
+        for replica in self.nodes[1:]:
+            replica.options += ("--replicaof", "127.0.0.1", str(self.nodes[0].port))
+        self.sentinels = [Sentinel(folder / f"sentinel{number}", self.nodes[0].port) for number in range(3)]
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}{self.path}"
+
+    def start(self) -> None:
+        for server in (*self.nodes, *self.sentinels):
+            server.start()
+        wait_until(self.is_whole)
+
+    def is_whole(self) -> bool:
+        """Tell whether all sentinels know of each other and of both replicas, and these follow their primary."""
+        known = [one.ask("SENTINEL MASTER service") for one in self.sentinels]
+        states = [dict(zip(one[::2], one[1::2], strict=True)) for one in known]
+        return all((state["num-slaves"], state["num-other-sentinels"]) == ("2", "2") for state in states) and all(
+            "master_link_status:up" in node.ask("INFO replication") for node in self.nodes[1:]
+        )
+
+    def _end(self, how: signal.Signals) -> None:
+        for server in (*self.sentinels, *self.nodes):
+            server._end(how)
+
+
+class Sentinel(Redis):
+    def __init__(self, folder: Path, watched: int, *lines: str) -> None:
+        super().__init__(folder)
+        self.watched, self.lines = watched, lines
+
+    def prepare(self) -> None:
+        (self.folder / "conf").write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
+            f"sentinel monitor service 127.0.0.1 {self.watched} 2\n"
+            "sentinel down-after-milliseconds service 1000\nsentinel failover-timeout service 3000\n"
+            + "\n".join(self.lines),
+            encoding="utf-8",
+        )
+
+    def command(self) -> list[str]:
+        return [program("redis-server", "valkey-server"), str(self.folder / "conf"), "--sentinel"]
 
 
 def wait_until(met: Callable[[], bool], within: float = START_WITHIN) -> None:

@@ -13,7 +13,7 @@ from aiohttp import ClientSession, CookieJar, WSMsgType, web
 from aiohttp.pytest_plugin import AiohttpClient, AiohttpServer
 from aiohttp.test_utils import TestClient
 from pymongo import AsyncMongoClient
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from aiohttp_store import (
     Cookie,
@@ -439,6 +439,10 @@ def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable
             case "redis":
                 async with Redis.from_url(servers.url("redis")) as client:
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]
+                    return repr(found).encode()
+            case "redis-cluster":
+                async with RedisCluster(url.hosts[0].name, url.hosts[0].port or 6379) as cluster:
+                    found = [(key, await cluster.get(key)) for key in await cluster.keys(f"{space}*")]
                     return repr(found).encode()
             case "memcached":
                 reader, writer = await asyncio.open_connection(*url.hosts[0], limit=1 << 26)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.asyncio.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
@@ -206,7 +212,10 @@ class SentinelConnections(Connections):
         super().open()
 
     async def get_master_address(self) -> tuple[str, int]:
-        address: tuple[str, int] = await self._sentinel.discover_master(self._service)
+        try:
+            address: tuple[str, int] = await self._sentinel.discover_master(self._service)
+        except MasterNotFoundError as error:  # which shows each client with all its settings
+            raise LostError(re.sub(r"<redis\.asyncio\.client\.Redis\(.*?\)>\)>\)> - ", "", str(error))) from error
         if address != self._address:
             self._address = address
             for connection in self.free:  # they lead to the old one, which may not know yet
