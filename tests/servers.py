@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from redis import Connection
+from redis import Connection, RedisError
 
 START_WITHIN = 60.0
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent), "/usr/sbin", "/usr/local/sbin"])
@@ -321,8 +322,12 @@ class Sentinel(Redis):
 
 
 def wait_until(met: Callable[[], bool], within: float = START_WITHIN) -> None:
+    """Ask again and again; a server that is changing its role drops who asks."""
     give_up = time.monotonic() + within
-    while not met():
+    while True:
+        with contextlib.suppress(OSError, RedisError):
+            if met():
+                return
         if time.monotonic() > give_up:
             raise RuntimeError(f"{met} was not met within {within:g} s")
         time.sleep(0.02)

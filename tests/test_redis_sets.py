@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +66,25 @@ async def test_a_cluster_survives_the_loss_of_a_primary(how: str, cluster: Redis
         assert await served(visitors) < LATEST
         assert [one.refused for one in others] == [0] * len(others)
     assert max(one.longest for one in visitors) < LATEST
+
+
+async def test_a_new_primary_is_found_while_the_old_one_is_away(cluster: RedisCluster) -> None:
+    await wait_for(cluster.is_replicated)
+    keys = [key for _ in range(20) if key_slot(f"session:{(key := new_key())}".encode()) <= 5460]
+    async with open_storage(f"{cluster.url}?timeout={TIMEOUT}") as storage:
+        await create(storage, keys[0])
+        cluster.nodes[0].kill()
+        with pytest.raises(StorageUnavailable):
+            await storage.load(keys)
+        await wait_for(lambda: is_primary(cluster.nodes[3]))
+        give_up = time.monotonic() + LATEST
+        while True:
+            with contextlib.suppress(StorageUnavailable):
+                assert (await storage.load(keys))[0] is not None
+                await create(storage, keys[1])
+                break
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.05)
 
 
 async def test_slots_move_while_visitors_come(cluster: RedisCluster, serve: Serve) -> None:

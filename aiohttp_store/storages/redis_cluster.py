@@ -132,10 +132,8 @@ class RedisClusterStorage(Sharded):
         """Tell what is still to do for a command that got this answer."""
         match answer:
             case MovedError():
-                node = self._node_at(answer, step)
-                self._slots[answer.slot_id] = node
                 self._learn_soon()
-                return [step._replace(node=node, is_asking=False)]
+                return [step._replace(node=self._node_at(answer, step), is_asking=False)]
             case AskError():  # the slot is on its way, and this key is there already, or will be
                 return [step._replace(node=self._node_at(answer, step), is_asking=True)]
             case NoScriptError():
