@@ -100,6 +100,18 @@ class StorageURL:
         name, given = self.hosts[0] if self.hosts else ("localhost", None)
         return Host(name, given or port)
 
+    def several_hosts(self, port: int) -> list[Host]:
+        """Give all hosts, each with a port; `localhost` and `port` where the URL names none.
+
+        Raises:
+            ConfigError: one is named twice.
+        """
+        hosts = [Host(name, given or port) for name, given in self.hosts or (Host("localhost", None),)]
+        for host in hosts:
+            if hosts.count(host) > 1:
+                raise ConfigError(f"{self} names {host.name}:{host.port} twice; name each host once")
+        return hosts
+
     def options(self, declared: type[T]) -> T:
         """Read the query as the fields of a dataclass, by their types.
 

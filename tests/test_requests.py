@@ -13,7 +13,7 @@ from aiohttp import ClientSession, CookieJar, WSMsgType, web
 from aiohttp.pytest_plugin import AiohttpClient, AiohttpServer
 from aiohttp.test_utils import TestClient
 from pymongo import AsyncMongoClient
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from aiohttp_store import (
     Cookie,
@@ -440,6 +440,10 @@ def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable
                 async with Redis.from_url(servers.url("redis")) as client:
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]
                     return repr(found).encode()
+            case "redis_cluster":
+                async with RedisCluster(url.hosts[0].name, url.hosts[0].port or 6379) as cluster:
+                    keys = await cluster.keys(f"{space}*", target_nodes=RedisCluster.PRIMARIES)
+                    return repr([(key, await cluster.get(key)) for key in keys]).encode()
             case "memcached" | "memcached_nodes":
                 values = b""
                 for host in url.hosts:

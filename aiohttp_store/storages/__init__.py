@@ -26,6 +26,8 @@ SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
     "mongodb+srv": "aiohttp_store.storages.mongodb:MongoDBStorage",
     "mysql": "aiohttp_store.storages.mysql:MySQLStorage",
     "redis": "aiohttp_store.storages.redis:RedisStorage",
+    "redis+cluster": "aiohttp_store.storages.redis_cluster:RedisClusterStorage",
+    "redis+sentinel": "aiohttp_store.storages.redis:RedisStorage",
     "redis+unix": "aiohttp_store.storages.redis:RedisStorage",
     "rediss": "aiohttp_store.storages.redis:RedisStorage",
     "valkey": "aiohttp_store.storages.redis:RedisStorage",
