@@ -442,8 +442,8 @@ def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable
                     return repr(found).encode()
             case "redis_cluster":
                 async with RedisCluster(url.hosts[0].name, url.hosts[0].port or 6379) as cluster:
-                    keys = await cluster.keys(f"{space}*", target_nodes=RedisCluster.PRIMARIES)
-                    return repr([(key, await cluster.get(key)) for key in keys]).encode()
+                    names = await cluster.keys(f"{space}*", target_nodes=RedisCluster.PRIMARIES)
+                    return repr([(name, await cluster.get(name)) for name in names]).encode()
             case "memcached" | "memcached_nodes":
                 values = b""
                 for host in url.hosts:
