@@ -31,6 +31,8 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 
 PROLONG_AFTER = 1 / 20
 """The share of the idle timeout after which a session that is only read is written again."""
+DRAWS = 16
+"""Ids that are drawn to find a server that answers, where a storage has several."""
 _UNSAVED = "a session was not saved, and its client has left: %s"
 _LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
 
@@ -386,13 +388,29 @@ class Manager:
         return None
 
     async def _put_under_new_id(self, envelope: Envelope, asker: Session | None = None) -> Stored:
+        loop = asyncio.get_running_loop()
+        too_late = loop.time() + self.storage.timeout / 2
         while True:
-            session_id = secrets.token_urlsafe(32)
-            key = self._key(session_id)
-            outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)), asker)
+            session_id, key = self._draw()
+            try:
+                outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)), asker)
+            except StorageUnavailable:
+                # Another server can take a session that is new; what this one may have stored, nobody knows the id of.
+                if loop.time() > too_late or self._batcher.is_failing(self._draw()[1]):
+                    raise
+                continue
             if isinstance(outcome, Saved):
                 logger.info("session %s created", key[:8])
                 return Stored(session_id, key, outcome.version, envelope)
+
+    def _draw(self) -> tuple[str, str]:
+        """Give a new id and its key: of several servers, at one that answers."""
+        for _ in range(DRAWS):
+            session_id = secrets.token_urlsafe(32)
+            key = self._key(session_id)
+            if not self._batcher.is_failing(key):
+                break
+        return session_id, key
 
     async def _discard(self, key: str) -> None:
         try:

@@ -276,6 +276,11 @@ class Visitors:
         answers = await asyncio.gather(*(self.ask("/count") for _ in range(number)))
         self.cookies = [cookies["session"] for _, _, cookies in answers]
 
+    async def newcomers(self) -> None:
+        """See that everyone who has no session yet gets one."""
+        answers = await asyncio.gather(*(self.ask("/count") for _ in range(30)))
+        assert [(status, answer) for status, answer, _ in answers] == [(200, 1)] * 30
+
     def node_of(self, cookie: str) -> Memcached:
         return node_of(self.servers, self.storage, key_of_id(cookie))
 
@@ -317,6 +322,8 @@ async def test_only_the_sessions_of_the_node_that_is_away_are_unavailable(
     assert victims
     assert {visitors.node_of(cookie) for cookie in others} == set(servers3.nodes[1:])
     await asyncio.to_thread(getattr(away, how))
+    if how == "kill":  # what refuses is known at once; what hangs, when the first has waited for it
+        await visitors.newcomers()
     async with ticking(2):  # half of what a command that waits for the node would take
         failing = [asyncio.create_task(visitors.ask("/count", cookie)) for cookie in victims * 3]
         for turn in range(5):
@@ -326,6 +333,7 @@ async def test_only_the_sessions_of_the_node_that_is_away_are_unavailable(
         assert how == "kill" or not any(task.done() for task in failing)
         for status, _, cookies in await asyncio.gather(*failing):
             assert (status, cookies) == (503, {})
+    await visitors.newcomers()
     away.resume() if how == "pause" else await asyncio.to_thread(away.start)
     await visitors.until_served(victims[0])
     answers = await asyncio.gather(*(visitors.ask("/show", cookie) for cookie in visitors.cookies))
