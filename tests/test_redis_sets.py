@@ -149,6 +149,22 @@ async def test_a_layout_is_learned_from_any_node_that_answers(cluster: RedisClus
     cluster.nodes[2].resume()
 
 
+def test_a_storage_serves_one_event_loop_after_another(cluster: RedisCluster) -> None:
+    storage, keys = storage_from_url(cluster.url), [new_key() for _ in range(10)]
+
+    async def use() -> None:
+        with pytest.raises(StorageUnavailable, match="closed"):
+            await storage.load(keys)
+        await storage.open()
+        assert await storage.load(keys) == [None] * len(keys)
+        await storage.close()
+        with pytest.raises(StorageUnavailable, match="closed"):
+            await storage.load(keys)
+
+    for _ in range(2):
+        asyncio.run(use())
+
+
 async def test_a_change_that_no_replica_confirms_is_an_outage(cluster: RedisCluster) -> None:
     await wait_for(cluster.is_replicated)
     for node in cluster.nodes[3:]:

@@ -53,7 +53,7 @@ class RedisClusterStorage(Sharded):
         self._login = login
         self._seeds: list[Address] = [(host.name, host.port or 6379) for host in hosts]
         self._nodes: dict[Address, _Node] = {}
-        self._slots: list[_Node | None] = []
+        self._slots: list[_Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._look: asyncio.Task[None] | None = None
         self._looked = 0.0
         self._closing: set[asyncio.Task[None]] = set()
@@ -74,7 +74,8 @@ class RedisClusterStorage(Sharded):
         if self._is_open:
             return
         self._is_open = True
-        self._slots = [None] * REDIS_CLUSTER_HASH_SLOTS
+        for node in self._nodes.values():
+            node.connections.open()
         try:
             async with self.answering(RedisError):
                 await self._learn()
@@ -89,6 +90,7 @@ class RedisClusterStorage(Sharded):
             self._look.cancel()
             await asyncio.wait({self._look})
             self._look = None
+        self._slots = [None] * REDIS_CLUSTER_HASH_SLOTS
         for node in list(self._nodes.values()):
             self._drop(node)
         if self._closing:
@@ -111,31 +113,28 @@ class RedisClusterStorage(Sharded):
         for _ in range(_HOPS):
             groups: dict[_Node, list[_Step]] = {}
             for step in steps:
-                groups.setdefault(step.node, []).append(step)
+                groups.setdefault(step.node or self.node_of(step.command.name), []).append(step)
             told = await _together([self._send(node, group, changes=changes) for node, group in groups.items()])
             steps = []
-            for group, answers in zip(groups.values(), told, strict=True):
+            for (node, group), answers in zip(groups.items(), told, strict=True):
                 for step, answer in zip(group, answers, strict=True):
                     replies[step.place] = answer
                     if isinstance(answer, Exception):
-                        steps += self._next(step, answer, changes=changes)
+                        steps += self._next(step, node, answer, changes=changes)
             if not steps:
                 break
-            if any(step.is_again for step in steps):
+            if any(step.node is None for step in steps):
                 await self._learn()
-                steps = [
-                    step._replace(node=self.node_of(step.command.name)) if step.is_again else step for step in steps
-                ]
         return replies
 
-    def _next(self, step: _Step, answer: Exception, *, changes: bool) -> list[_Step]:
+    def _next(self, step: _Step, node: _Node, answer: Exception, *, changes: bool) -> list[_Step]:
         """Tell what is still to do for a command that got this answer."""
         match answer:
             case MovedError():
                 self._learn_soon()
-                return [step._replace(node=self._node_at(answer, step), is_asking=False)]
+                return [step._replace(node=self._node_at(answer, node), is_asking=False)]
             case AskError():  # the slot is on its way, and this key is there already, or will be
-                return [step._replace(node=self._node_at(answer, step), is_asking=True)]
+                return [step._replace(node=self._node_at(answer, node), is_asking=True)]
             case NoScriptError():
                 return [step._replace(command=step.command.with_script())]
             case AuthenticationError():
@@ -144,7 +143,7 @@ class RedisClusterStorage(Sharded):
                 # With replicas to wait for, one attempt is all: see RedisStorage.
                 is_over = step.is_again or (changes and self._options.replicas)
                 self._learn_soon()
-                return [] if is_over else [step._replace(is_asking=False, is_again=True)]
+                return [] if is_over else [step._replace(node=None, is_asking=False, is_again=True)]
         return []
 
     async def _send(self, node: _Node, steps: Sequence[_Step], *, changes: bool) -> list[Any]:
@@ -185,8 +184,8 @@ class RedisClusterStorage(Sharded):
                 connections.open()
         return node
 
-    def _node_at(self, redirection: AskError, step: _Step) -> _Node:
-        return self._node((redirection.host or step.node.address[0], redirection.port))
+    def _node_at(self, redirection: AskError, by: _Node) -> _Node:
+        return self._node((redirection.host or by.address[0], redirection.port))
 
     async def _learn(self) -> None:
         """Wait for a look at the layout: the one under way, or a new one unless the last is young."""
@@ -262,9 +261,11 @@ class _Step(NamedTuple):
 
     place: int
     command: _Command
-    node: _Node
+    node: _Node | None
+    """`None`: whichever serves the key by then."""
     is_asking: bool = False
     is_again: bool = False
+    """It was sent, and its answer was lost."""
 
 
 class _Node(Storage):
