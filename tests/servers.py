@@ -145,7 +145,7 @@ class MariaDB(Server):
             [
                 program("mariadb-install-db", "mysql_install_db"),
                 *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"),
-                *("--auth-root-authentication-method=normal", "--skip-test-db"),
+                *("--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}"),
             ],
             check=True,
             capture_output=True,
@@ -158,6 +158,7 @@ class MariaDB(Server):
             *(f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={self.folder / 'mysql.sock'}"),
             *(f"--init-file={self.folder / 'init.sql'}", "--character-set-server=utf8mb4"),
             *("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M", "--max-connections=300"),
+            f"--tmpdir={self.folder}",  # a server that starts removes what others have in a folder that they share
         ]
 
     def ready(self) -> bool:
