@@ -895,6 +895,121 @@ async def test_a_sweep_deletes_what_is_expired_and_only_that(
     assert {row[0].decode() for row in rows} == set(live)
 
 
+async def test_a_large_sweep_is_of_small_batches_and_one_process_and_disturbs_nobody(
+    root: Any, url: str, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql, "_SWEEP_PAUSE", 0)
+    monkeypatch.setattr(mysql, "_SWEEP_REST", 0)
+    async with open_storage(f"{url}&pool_size=1") as storage, open_storage(url) as other:
+        assert isinstance(storage, MySQLStorage)
+        assert isinstance(other, MySQLStorage)
+        await create(storage, key := new_key())
+        old = "SELECT seq,'12345678',REPEAT('x',300),UTC_TIMESTAMP(6) - INTERVAL seq SECOND FROM seq_1_to_100000"
+        await ask(root, f"INSERT INTO {table} {old}")
+        await ask(root, f"CREATE TABLE {table}_swept (at DATETIME(6), rows_swept INT, PRIMARY KEY (at))")
+        await ask(  # NOW() is when the statement began
+            root,
+            f"CREATE TRIGGER {table}_swept AFTER DELETE ON {table} FOR EACH ROW "
+            f"INSERT INTO {table}_swept VALUES (NOW(6), 1) ON DUPLICATE KEY UPDATE rows_swept=rows_swept+1",
+        )
+        batch = f"DELETE FROM {table} WHERE expires<=UTC_TIMESTAMP(6) ORDER BY expires LIMIT 500"
+        ((*_, kind, _, used, _, _, _, _),) = await ask(root, f"EXPLAIN {batch}")
+        assert (kind, used) == ("range", "expires")
+        sweep = asyncio.create_task(storage.sweep())
+        async with ticking():
+            while not await ask(root, f"SELECT 1 FROM {table}_swept LIMIT 1"):
+                await asyncio.sleep(0.01)
+            while not sweep.done():
+                assert await other.sweep() == 0
+                assert await data_of(storage, key) == b"data", "the sweep keeps no connection from requests"
+                await asyncio.sleep(0.01)
+        assert await sweep == 100_000
+        ((batches, most, total),) = await ask(
+            root, f"SELECT COUNT(*), MAX(rows_swept), SUM(rows_swept) FROM {table}_swept"
+        )
+        assert (batches, most, total) == (200, 500, 100_000)
+        assert await data_of(storage, key) == b"data"
+        await ask(root, f"DROP TABLE {table}_swept")
+
+
+async def test_a_row_that_is_prolonged_while_the_sweep_waits_for_it_is_kept(
+    server: Private, root: Any, storage: MySQLStorage, table: str
+) -> None:
+    keys = [new_key() for _ in range(3)]
+    for key in keys:
+        await create(storage, key)
+    await expire(root, table, *keys)
+    other = await other_session(server)
+    await ask(other, f"UPDATE {table} SET expires=UTC_TIMESTAMP(6) + INTERVAL 1 DAY WHERE id='{keys[1]}'")
+    sweep = asyncio.create_task(storage.sweep())
+    while not await ask(root, "SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state='LOCK WAIT'"):
+        await asyncio.sleep(0.1)  # InnoDB renews this table every 0.1 s
+    await other.commit()
+    await other.ensure_closed()
+    assert await sweep == 2
+    assert [await data_of(storage, key) for key in keys] == [None, b"data", None]
+
+
+async def test_a_sweep_that_waits_keeps_no_session_from_being_made(
+    server: Private, root: Any, storage: MySQLStorage, table: str
+) -> None:
+    """Under REPEATABLE READ it would lock the gap up to the first live row, where new ones go."""
+    await create(storage, old := new_key())
+    await create(storage, live := new_key(), ttl=3600)
+    await expire(root, table, old)
+    other = await other_session(server)
+    await ask(other, f"UPDATE {table} SET expires=expires + INTERVAL 1 SECOND WHERE id='{live}'")
+    sweep = asyncio.create_task(storage.sweep())
+    while not await ask(root, "SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state='LOCK WAIT'"):
+        await asyncio.sleep(0.1)
+    await create(storage, new_key(), ttl=60)
+    assert not sweep.done()
+    await other.rollback()
+    await other.ensure_closed()
+    assert await sweep == 1
+
+
+async def test_a_sweep_that_is_stopped_leaves_no_lock_and_the_next_one_goes_on(
+    server: Private, root: Any, hasty: MySQLStorage, table: str
+) -> None:
+    await create(hasty, key := new_key())
+    await expire(root, table, key)
+    other = await other_session(server)
+    await ask(other, f"SELECT 1 FROM {table} WHERE id='{key}' FOR UPDATE")
+    with pytest.raises(StorageUnavailable, match="did not answer"):
+        await hasty.sweep()
+    sweep = asyncio.create_task(hasty.sweep())
+    await asyncio.sleep(0.1)
+    sweep.cancel()
+    await asyncio.gather(sweep, return_exceptions=True)
+    await other.rollback()
+    await other.ensure_closed()
+    lock = f"CONCAT('aiohttp_store.', SHA1('sessions.{table}'))"
+    async with asyncio.timeout(5):  # a server looks at its connection when the statement has ended
+        while await ask(root, f"SELECT IS_FREE_LOCK({lock})") != ((1,),):
+            await asyncio.sleep(0.02)
+    await hasty.sweep()
+    assert not await ask(root, f"SELECT 1 FROM {table}")
+
+
+async def test_a_given_pool_is_lent_to_requests_before_the_sweep_goes_on(
+    server: Private, root: Any, table: str
+) -> None:
+    async with own_pool(server, maxsize=1) as pool:
+        storage = MySQLStorage(pool, table=table)
+        await storage.open()
+        old = "SELECT seq,'12345678','',UTC_TIMESTAMP(6) - INTERVAL seq SECOND FROM seq_1_to_1200"
+        await ask(root, f"INSERT INTO {table} {old}")
+        assert [await storage.sweep() for _ in range(3)] == [500, 500, 200]
+        await storage.close()
+    async with own_pool(server, maxsize=2) as pool:
+        storage = MySQLStorage(pool, table=table)
+        await storage.open()
+        await ask(root, f"INSERT INTO {table} {old}")
+        assert await storage.sweep() == 1200
+        await storage.close()
+
+
 async def test_only_one_process_sweeps_at_a_time(root: Any, storage: MySQLStorage, table: str) -> None:
     await create(storage, key := new_key())
     await expire(root, table, key)

@@ -53,6 +53,7 @@ _SEARCH_PAUSE = 0.1  # so that an outage is no storm of reconnects
 _IDLE = 45.0  # proxies and firewalls drop what was silent for 60 s, often without a word
 _SWEEP_EVERY = 60.0
 _SWEEP_PAUSE = 0.05
+_SWEEP_REST = 2  # times what a batch took, so that a busy server gets more of a rest
 _SWEEP_SLICE = 500
 
 
@@ -218,7 +219,7 @@ class MySQLStorage(Storage):
                 total += swept
                 if swept < _SWEEP_SLICE or (is_given and slot.locked()):
                     break
-                await asyncio.sleep(max(_SWEEP_PAUSE, 2 * (loop.time() - began)))  # a busy server gets more of a rest
+                await asyncio.sleep(max(_SWEEP_PAUSE, _SWEEP_REST * (loop.time() - began)))
             async with self.answering(*_OUTAGES):
                 await _execute(connection, f"DO RELEASE_LOCK({lock})")
         return total
