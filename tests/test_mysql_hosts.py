@@ -353,12 +353,18 @@ async def test_cancelling_at_every_step_of_the_search_leaves_nothing_behind(
 
 
 async def test_closing_ends_a_search(table: str) -> None:
+    loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
-        ports = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
-        storage = storage_from_url(url_of(table, *ports, timeout=9))
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        storage = storage_from_url(url_of(table, *(each.getsockname()[1] for each in silent), timeout=9))
         opening = asyncio.create_task(storage.open())
-        await asyncio.sleep(0.1)
-        async with asyncio.timeout(SLACK - 1):
+        async with asyncio.timeout(SLACK):
+            for each in silent:
+                each.setblocking(False)
+                stack.enter_context((await loop.sock_accept(each))[0])
+        await asyncio.sleep(0.5)  # all of them were asked, and the answer of the first is waited for
+        assert not opening.done()
+        async with asyncio.timeout(SLACK - 1.5):
             await storage.close()
             await opening
         await storage.close()

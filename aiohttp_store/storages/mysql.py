@@ -607,10 +607,9 @@ class _Pool:
             self._next_search = loop.time() + _SEARCH_PAUSE
             self._search = None
             for attempt in attempts.values():
-                attempt.cancel()
-            for late in await asyncio.gather(*attempts.values(), return_exceptions=True):
-                if isinstance(late, _Connection):
-                    late.close()
+                if not attempt.cancel() and not attempt.cancelled() and attempt.exception() is None:
+                    attempt.result().close()  # it came too late
+            await asyncio.gather(*attempts.values(), return_exceptions=True)
 
     def blame(self, place: Host, error: BaseException) -> None:
         """Forget the free connections where what ended one has likely ended them all, and a host that must be left.
