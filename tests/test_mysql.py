@@ -140,7 +140,7 @@ async def expire(root: Any, table: str, *keys: str) -> None:
     ("text", "says"),
     [
         ("mysql://u:hidden@h/db?tabel=x", "did you mean 'table'"),
-        ("mysql://u:hidden@h1,h2:3306,h1:3306/db", "h1:3306 twice"),
+        ("mysql://u:hidden@h1,h2:3306,H1:3306/db", "h1:3306 twice"),
         ("mysql://u:hidden@h1,h2/db?unix_socket=/s", "'h1', 'h2'"),
         ("mysql://u:hidden@h", "must name one database"),
         ("mysql://u:hidden@h/", "must name one database"),
