@@ -572,7 +572,7 @@ class _Pool:
         """Wait for the search that all share, and that goes on where one of them gives up."""
         if self.closed:
             raise RuntimeError("the pool is closed")
-        if self._search is None:
+        if self._search is None or self._search.done():
             self._search = asyncio.create_task(self._look_for_host())
         search = self._search
         await asyncio.wait({search})
@@ -606,7 +606,6 @@ class _Pool:
             return "; ".join(said)
         finally:
             self._next_search = loop.time() + _SEARCH_PAUSE
-            self._search = None
             for attempt in attempts.values():
                 if not attempt.cancel() and not attempt.cancelled() and attempt.exception() is None:
                     attempt.result().close()  # it came too late
@@ -618,7 +617,9 @@ class _Pool:
         With several hosts, a call that was stopped counts as one that a silent server has kept waiting.
         """
         several = len(self._hosts) > 1
-        if place == self.host and (_code(error) in self.leaving or (several and _is_stop(error))):
+        if place == self.host and (
+            _code(error) in self.leaving or (several and isinstance(error, asyncio.CancelledError))
+        ):
             self.forget()
             if several:
                 self.host = None
@@ -636,10 +637,9 @@ class _Pool:
 
     async def close(self) -> None:
         self.closed = True
-        if self._search is not None:
-            search = self._search
-            search.cancel()
-            await asyncio.wait({search})
+        if self._search is not None and not self._search.done():
+            self._search.cancel()
+            await asyncio.wait({self._search})
         while self._free:
             with contextlib.suppress(OSError):
                 await self._free.pop().ensure_closed()  # says goodbye, so that the server does not log an abort
@@ -647,7 +647,3 @@ class _Pool:
 
 def _address(place: Host) -> str:
     return f"[{place.name}]:{place.port}" if ":" in place.name else f"{place.name}:{place.port}"
-
-
-def _is_stop(error: BaseException) -> bool:
-    return isinstance(error, asyncio.CancelledError)
