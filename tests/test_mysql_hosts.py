@@ -322,6 +322,30 @@ async def test_a_host_that_falls_silent_while_more_connections_are_made_is_left_
             assert await has(pair[1], table, key)
 
 
+async def test_a_connection_that_was_in_use_while_its_host_was_left_is_closed(
+    pair: tuple[Privileged, Privileged], table: str
+) -> None:
+    first, second = pair
+    async with Proxy(first.url) as proxy, contextlib.AsyncExitStack() as stack:
+        storage = await stack.enter_async_context(opened(url_of(table, proxy.port, second.port, timeout=9)))
+        root = await stack.enter_async_context(first.root())
+        version = await create(storage, key := new_key())
+        await ask(root, "BEGIN")
+        await ask(root, f"SELECT 1 FROM {table} WHERE id='{key}' FOR UPDATE")
+        waiting = asyncio.create_task(save(storage, key, b"more", version))
+        while not await first.ask("SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state='LOCK WAIT'"):
+            await asyncio.sleep(0.1)  # InnoDB renews this table every 0.1 s
+        storage._pool.forget()
+        proxy.target = free_port()
+        await stack.enter_async_context(opened(url_of(table, second.port, timeout=9)))
+        assert await storage.load([key]) == [None]
+        await ask(root, "ROLLBACK")
+        assert isinstance(await waiting, Saved)
+        async with asyncio.timeout(SLACK):
+            while proxy.connections:
+                await asyncio.sleep(0.02)
+
+
 async def test_a_host_without_room_for_more_connections_is_not_left(
     pair: tuple[Privileged, Privileged], table: str
 ) -> None:
