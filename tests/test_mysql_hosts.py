@@ -511,36 +511,38 @@ async def test_a_failover_loses_no_acknowledged_write(how: str, cluster: Cluster
     old, new = cluster.primary, cluster.replica
     client = await serve(count, storage=url_of(table, old.port, new.port), on_conflict="raise")
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(limit=0))
-    visitors = [Visitor(session, client.make_url("/count")) for _ in range(32)]
-    for visitor in visitors:
-        await visitor.visit()
-    done = asyncio.Event()
-    tasks = [asyncio.create_task(visitor.visit_until(done)) for visitor in visitors]
-    await asyncio.sleep(0.5)
-    if how == "switch over":
-        await cluster.switch_over()
-    else:
-        getattr(old, how)()
+    async with session, contextlib.AsyncExitStack() as stack:
+        visitors = [Visitor(session, client.make_url("/count")) for _ in range(32)]
+        for visitor in visitors:
+            await visitor.visit()
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        done = asyncio.Event()
+        for visitor in visitors:
+            group.create_task(visitor.visit_until(done))
         await asyncio.sleep(0.5)
-        await cluster.promote()
-    promoted = time.monotonic()
-    while any(visitor.last < promoted for visitor in visitors) and not any(task.done() for task in tasks):
-        assert time.monotonic() - promoted < 1 + SLACK, "the new primary serves, and the service is not back"
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)
-    done.set()
-    await asyncio.gather(*tasks)
-    assert set().union(*(visitor.statuses for visitor in visitors)) <= {200, 503}
-    assert max(visitor.slowest for visitor in visitors) < 2 * TIMEOUT + SLACK
-    assert await new.ask(f"SELECT COUNT(*) FROM {table}") == ((len(visitors),),)
+        if how == "switch over":
+            await cluster.switch_over()
+        else:
+            getattr(old, how)()
+            await asyncio.sleep(0.5)
+            await cluster.promote()
+        promoted = time.monotonic()
+        while any(visitor.last < promoted for visitor in visitors):
+            assert time.monotonic() - promoted < 1 + SLACK, "the new primary serves, and the service is not back"
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        done.set()
+        await stack.aclose()
+        assert set().union(*(visitor.statuses for visitor in visitors)) <= {200, 503}
+        assert max(visitor.slowest for visitor in visitors) < 2 * TIMEOUT + SLACK
+        assert await new.ask(f"SELECT COUNT(*) FROM {table}") == ((len(visitors),),)
 
-    old.kill()
-    old.replica = True
-    await asyncio.to_thread(old.start)
-    before = await old.ask("SELECT @@gtid_binlog_pos")
-    for visitor in visitors:
-        await visitor.visit()
-    await session.close()
+        old.kill()
+        old.replica = True
+        await asyncio.to_thread(old.start)
+        before = await old.ask("SELECT @@gtid_binlog_pos")
+        for visitor in visitors:
+            await visitor.visit()
     async with old.root() as root:
         await all_connections_end(root)
     assert await old.ask("SELECT @@gtid_binlog_pos") == before
