@@ -81,11 +81,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Privileged,
     """Two servers that know nothing of each other."""
     folder = tmp_path_factory.mktemp("pair")
     first, second = Privileged(folder / "first"), Privileged(folder / "second")
-    first.start()
-    second.start()
-    yield first, second
-    first.kill()
-    second.kill()
+    try:
+        first.start()
+        second.start()
+        yield first, second
+    finally:
+        first.kill()
+        second.kill()
 
 
 @pytest.fixture
@@ -461,12 +463,15 @@ class Cluster:
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     primary, replica = Member(tmp_path / "primary"), Member(tmp_path / "replica")
     replica.replica = True
-    await asyncio.gather(*(asyncio.to_thread(server.start) for server in (primary, replica)))
-    cluster = Cluster(primary, replica)
-    await cluster.replicate()
-    yield cluster
-    primary.kill()
-    replica.kill()
+    try:
+        primary.start()
+        replica.start()
+        cluster = Cluster(primary, replica)
+        await cluster.replicate()
+        yield cluster
+    finally:
+        primary.kill()
+        replica.kill()
 
 
 async def count(request: web.Request) -> web.Response:
