@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,9 +23,12 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).pa
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Give a port below those of outgoing connections, one of which might take it before the server does."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def program(*names: str) -> str:
@@ -212,7 +216,7 @@ class MariaDB(Server):
             [
                 program("mariadb-install-db", "mysql_install_db"),
                 *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"),
-                *("--auth-root-authentication-method=normal", "--skip-test-db"),
+                *("--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}"),
             ],
             check=True,
             capture_output=True,
@@ -225,6 +229,7 @@ class MariaDB(Server):
             *(f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={self.folder / 'mysql.sock'}"),
             *(f"--init-file={self.folder / 'init.sql'}", "--character-set-server=utf8mb4"),
             *("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M", "--max-connections=300"),
+            f"--tmpdir={self.folder}",  # a server that starts removes what others have in a folder that they share
         ]
 
     def ready(self) -> bool:
