@@ -107,9 +107,10 @@ class StorageURL:
             ConfigError: one is named twice.
         """
         hosts = [Host(name, given or port) for name, given in self.hosts or (Host("localhost", None),)]
-        for host in hosts:
-            if hosts.count(host) > 1:
-                raise ConfigError(f"{self} names {host.name}:{host.port} twice; name each host once")
+        alike = [Host(name.lower(), given) for name, given in hosts]
+        twice = next((host for host in alike if alike.count(host) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"{self} names {twice.name}:{twice.port} twice; leave one of them out")
         return hosts
 
     def options(self, declared: type[T]) -> T:

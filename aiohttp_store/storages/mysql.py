@@ -99,17 +99,13 @@ class MySQLStorage(Storage):
     def from_url(cls, url: StorageURL) -> Self:
         """Read `mysql://user:password@host:3306,host:3306/database?table=…`."""
         options = url.options(Options)
-        hosts = [Host(name, port or 3306) for name, port in url.hosts or (Host("localhost", None),)]
+        hosts = url.several_hosts(3306)
         database = url.path.removeprefix("/")
         if not database or "/" in database:
             raise ConfigError(f"{url} must name one database; write {url.scheme}://user:password@host:3306/database")
         if options.unix_socket and url.hosts not in ((), (Host("localhost", None),)):
             names = ", ".join(repr(host.name) for host in hosts)
             raise ConfigError(f"{url} names the host {names} and unix_socket=; leave one of them out")
-        alike = [Host(name.lower(), port) for name, port in hosts]
-        twice = next((host for host in alike if alike.count(host) > 1), None)
-        if twice:
-            raise ConfigError(f"{url} names the host {twice.name}:{twice.port} twice; leave one of them out")
         pool = _Pool(
             options.pool_size,
             hosts,
