@@ -12,9 +12,9 @@ from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .errors import StorageUnavailable
-from .storage import Immediate, Outcome, Record, Storage, Write, timed_out
+from .storage import Immediate, Outcome, Record, Sharded, Storage, Write, timed_out
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "ShardedBatcher"]
 
 MAX_TRIPS = 2
 """Round trips of one kind under way at once, so that a stalled one does not hold the next."""
@@ -22,6 +22,8 @@ PATIENCE = 0.002
 """Seconds that the next trip waits for the first to come back, and for company: few full trips cost less than many."""
 LINGER = 3
 """Turns of the event loop between a request's first byte and its question."""
+FAILING = 5.0
+"""Seconds after a failure in which a server is spared what another can do."""
 MAX_KEYS = 64
 MAX_BYTES = 256 * 1024
 
@@ -68,6 +70,11 @@ class Batcher(Generic[Asked, Found]):
         """Ask for one deletion; it is carried out even if the caller leaves."""
         return self._deletes.ask(key, key, 0, None)
 
+    def is_failing(self, key: str) -> bool:  # noqa: ARG002  (with several servers it depends on the key)
+        """Tell whether the server of this key has just failed to answer."""
+        failed = max(self._loads.failed, self._saves.failed, self._deletes.failed)
+        return failed > 0 and asyncio.get_running_loop().time() - failed < FAILING
+
     async def finish(self, within: float) -> None:
         """Wait until every trip has ended, and stop those that have not after `within` seconds."""
         lanes: tuple[_Lane[Any, Any, Any, Any], ...] = (self._loads, self._saves, self._deletes)
@@ -77,6 +84,49 @@ class Batcher(Generic[Asked, Found]):
                     await lane.finish()
         for lane in lanes:
             await lane.stop()
+
+
+class ShardedBatcher(Generic[Asked, Found]):
+    """A batcher for each server of a storage that has several, so that one which hangs holds up no other's trips."""
+
+    def __init__(
+        self,
+        storage: Sharded,
+        read: Callable[[Asked, Record | None], Found],
+        left: Callable[[Any, Outcome | Exception], None],
+    ) -> None:
+        """Take what a `Batcher` takes."""
+        self._shard_of = storage.shard_of
+        self._read = read
+        self._left = left
+        self._batchers: dict[Storage, Batcher[Asked, Found]] = {}
+
+    def load(self, key: str, asked: Asked) -> asyncio.Future[Found]:
+        """Do what `Batcher.load` does."""
+        return self._batcher_of(key).load(key, asked)
+
+    def save(self, write: Write, asker: object = None) -> asyncio.Future[Outcome]:
+        """Do what `Batcher.save` does."""
+        return self._batcher_of(write.key).save(write, asker)
+
+    def delete(self, key: str) -> asyncio.Future[None]:
+        """Do what `Batcher.delete` does."""
+        return self._batcher_of(key).delete(key)
+
+    def is_failing(self, key: str) -> bool:
+        """Do what `Batcher.is_failing` does."""
+        return self._batcher_of(key).is_failing(key)
+
+    async def finish(self, within: float) -> None:
+        """Do what `Batcher.finish` does, for all servers at once."""
+        await asyncio.gather(*(batcher.finish(within) for batcher in self._batchers.values()))
+
+    def _batcher_of(self, key: str) -> Batcher[Asked, Found]:
+        shard = self._shard_of(key)
+        batcher = self._batchers.get(shard)
+        if batcher is None:  # servers may join while we run
+            batcher = self._batchers[shard] = Batcher(shard, self._read, self._left)
+        return batcher
 
 
 class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
@@ -101,6 +151,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
     def _begin(self) -> None:
         self._due: asyncio.Handle | None = None  # the next departure, if it is not at once
         self._is_crowded = False  # the last trip carried several
+        self.failed = 0.0  # when the server last failed to answer
         self._trips: dict[asyncio.Task[None], float] = {}  # when they are stopped
         self._timer: asyncio.TimerHandle | None = None
         self._deadlines: deque[float] = deque()
@@ -121,6 +172,8 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
     def _fail(self, waiter: Waiter, error: Exception) -> None: ...
 
     def _fail_all(self, waiters: list[Waiter], error: Exception) -> None:
+        if isinstance(error, StorageUnavailable):
+            self.failed = asyncio.get_running_loop().time()
         for waiter in waiters:
             self._fail(waiter, error)
 
@@ -185,6 +238,7 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             future = deadlined.popleft()
             if not future.done():
                 future.set_exception(timed_out(self._storage))
+                self.failed = now
         self._forget_ended()
         for trip, until in self._trips.items():
             if until <= now:

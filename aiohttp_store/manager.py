@@ -13,14 +13,14 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from aiohttp import hdrs, web
 
-from .batching import Batcher
+from .batching import Batcher, ShardedBatcher
 from .codec import Codec, Envelope, JSONCodec, UndecodableError, UnknownFormatError
 from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching, key_of_id
 from .errors import ConfigError, SessionConflict, StorageUnavailable
 from .log import logger, once, seldom
 from .merge import merge
 from .session import Duration, Session, Stored, seconds
-from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, timed_out
+from .storage import Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, timed_out
 from .turns import Turns
 
 __all__ = ["Manager", "OnConflict", "Options"]
@@ -31,6 +31,8 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 
 PROLONG_AFTER = 1 / 20
 """The share of the idle timeout after which a session that is only read is written again."""
+DRAWS = 16
+"""Ids that are drawn to find a server that answers, where a storage has several."""
 _UNSAVED = "a session was not saved, and its client has left: %s"
 _LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
 
@@ -80,7 +82,11 @@ class Manager:
         self._idle_timeout = seconds("idle_timeout", idle_timeout)
         self._lifetime = math.inf if lifetime is None else seconds("lifetime", lifetime)
         self._on_conflict = on_conflict
-        self._batcher = Batcher(storage, self._read, self._left)
+        self._batcher = (
+            ShardedBatcher(storage, self._read, self._left)
+            if isinstance(storage, Sharded)
+            else Batcher(storage, self._read, self._left)
+        )
         self._turns = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
@@ -391,13 +397,29 @@ class Manager:
         return None
 
     async def _put_under_new_id(self, envelope: Envelope, asker: Session | None = None) -> Stored:
+        loop = asyncio.get_running_loop()
+        too_late = loop.time() + self.storage.timeout / 2
         while True:
-            session_id = secrets.token_urlsafe(32)
-            key = self._key(session_id)
-            outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)), asker)
+            session_id, key = self._draw()
+            try:
+                outcome = await self._batcher.save(Write(key, None, envelope.pack(), self._ttl(envelope)), asker)
+            except StorageUnavailable:
+                # Another server can take a session that is new; what this one may have stored, nobody knows the id of.
+                if loop.time() > too_late or self._batcher.is_failing(self._draw()[1]):
+                    raise
+                continue
             if isinstance(outcome, Saved):
                 logger.info("session %s created", key[:8])
                 return Stored(session_id, key, outcome.version, envelope)
+
+    def _draw(self) -> tuple[str, str]:
+        """Give a new id and its key: of several servers, at one that answers."""
+        for _ in range(DRAWS):
+            session_id = secrets.token_urlsafe(32)
+            key = self._key(session_id)
+            if not self._batcher.is_failing(key):
+                break
+        return session_id, key
 
     async def _discard(self, key: str) -> None:
         try:

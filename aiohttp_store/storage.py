@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 from .errors import ConfigError, SessionError, StorageUnavailable
 from .url import StorageURL
@@ -21,6 +21,7 @@ __all__ = [
     "Outcome",
     "Record",
     "Saved",
+    "Sharded",
     "Storage",
     "Write",
     "new_version",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 VERSION_SIZE = 8
+
+Item = TypeVar("Item")
 
 
 class Record(NamedTuple):
@@ -162,6 +165,57 @@ class _Answering(AbstractAsyncContextManager[None]):
         if isinstance(error, self._outages) and not isinstance(error, SessionError):
             reason = f"{self._storage!r} failed: {type(error).__name__}: {error}"
             raise StorageUnavailable(reason) from error
+
+
+class Sharded(Storage):
+    """A storage over several servers, each of which holds keys of its own and is a storage itself.
+
+    A server that is down or hangs fails its own keys only, and holds up no other's: whoever batches
+    puts keys of one server into a batch, and has trips and deadlines for each.
+    """
+
+    @abstractmethod
+    def shard_of(self, key: str) -> Storage:
+        """Give the storage of the server that holds this key: one server, one object."""
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        """Ask all servers at once; one that does not answer fails the call when the others have answered."""
+        return await self._ask_each(keys, keys, lambda shard, some: shard.load(some))
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Write to all servers at once. Each server's share is a batch of its own, and an error undoes no other's."""
+        return await self._ask_each([write.key for write in writes], writes, lambda shard, some: shard.save(some))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove from all servers at once; one that does not answer fails the call when the others have answered."""
+
+        async def delete(shard: Storage, some: Sequence[str]) -> list[None]:
+            await shard.delete(some)
+            return [None] * len(some)
+
+        await self._ask_each(keys, keys, delete)
+
+    async def _ask_each(
+        self,
+        keys: Sequence[str],
+        items: Sequence[Item],
+        ask: Callable[[Storage, Sequence[Item]], Awaitable[Sequence[Any]]],
+    ) -> list[Any]:
+        places: dict[Storage, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(self.shard_of(key), []).append(place)
+        calls = [ask(shard, [items[place] for place in its]) for shard, its in places.items()]
+        shares = await asyncio.gather(*calls, return_exceptions=True)
+        answers: dict[int, Any] = {}
+        failures = []
+        for its, share in zip(places.values(), shares, strict=True):
+            if isinstance(share, BaseException):
+                failures.append(share)
+            else:
+                answers.update(zip(its, share, strict=True))
+        if failures:  # an outage comes first, as after it nobody sends the batch again
+            raise max(failures, key=lambda failure: isinstance(failure, StorageUnavailable))
+        return [answers[place] for place in range(len(items))]
 
 
 @runtime_checkable

@@ -100,6 +100,19 @@ class StorageURL:
         name, given = self.hosts[0] if self.hosts else ("localhost", None)
         return Host(name, given or port)
 
+    def several_hosts(self, port: int) -> list[Host]:
+        """Give all hosts, each with a port; `localhost` and `port` where the URL names none.
+
+        Raises:
+            ConfigError: one is named twice.
+        """
+        hosts = [Host(name, given or port) for name, given in self.hosts or (Host("localhost", None),)]
+        alike = [Host(name.lower(), given) for name, given in hosts]
+        twice = next((host for host in alike if alike.count(host) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"{self} names {twice.name}:{twice.port} twice; leave one of them out")
+        return hosts
+
     def options(self, declared: type[T]) -> T:
         """Read the query as the fields of a dataclass, by their types.
 

@@ -24,7 +24,9 @@ from .servers import SERVERS, Server
 STORAGES = {
     "memory": (None, "memory"),
     "redis": ("redis", "redis"),
+    "redis_cluster": ("redis_cluster", "redis+cluster"),
     "memcached": ("memcached", "memcached"),
+    "memcached_nodes": ("memcached_nodes", "memcached"),
     "mongodb": ("mongodb", "mongodb"),
     "pymongo": ("mongodb", "mongodb+pymongo"),
     "mysql": ("mysql", "mysql"),

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
+
+from redis import Connection, RedisError
 
 START_WITHIN = 60.0
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent), "/usr/sbin", "/usr/local/sbin"])
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Give a port below those of outgoing connections, one of which might take it before the server does."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def program(*names: str) -> str:
@@ -109,16 +117,69 @@ class Server:
         self.process.send_signal(signal.SIGCONT)
 
 
+Node = TypeVar("Node", bound=Server)
+
+
+class ServerSet(Server, Generic[Node]):
+    """Several servers that a test uses as one."""
+
+    nodes: list[Node]
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}{self.path}"
+
+    def start(self) -> None:
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            self.prepare()
+        for node in self.nodes:
+            node.start()
+        wait_until(self.is_whole)
+
+    def is_whole(self) -> bool:
+        """Tell whether they serve as one."""
+        return True
+
+    def _end(self, how: signal.Signals) -> None:
+        for node in self.nodes:
+            node._end(how)
+
+    def pause(self) -> None:
+        for node in self.nodes:
+            node.pause()
+
+    def resume(self) -> None:
+        for node in self.nodes:
+            node.resume()
+
+
 class Redis(Server):
     scheme = "redis"
     path = "/0"
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.options = options
 
     def command(self) -> list[str]:
         return [
             program("redis-server", "valkey-server"),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.folder / "redis.sock")),
             *("--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "always"),
+            *self.options,
         ]
+
+    def ask(self, command: str) -> Any:
+        """Send a command, and give the reply as text, or as lists of it."""
+        connection: Any = Connection(  # type: ignore[no-untyped-call]
+            host="127.0.0.1", port=self.port, protocol=2, decode_responses=True
+        )
+        try:
+            connection.send_command(*command.split())
+            return connection.read_response()
+        finally:
+            connection.disconnect()
 
 
 class Memcached(Server):
@@ -127,6 +188,16 @@ class Memcached(Server):
     def command(self) -> list[str]:
         user = ("-u", "root") if os.geteuid() == 0 else ()
         return [program("memcached"), "-p", str(self.port), "-l", "127.0.0.1", "-U", "0", "-m", "64", *user]
+
+
+class MemcachedNodes(ServerSet[Memcached]):
+    """Three nodes of one storage, which start and fail together unless a test takes one of `nodes`."""
+
+    scheme = "memcached"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.nodes = [Memcached(folder / str(number)) for number in range(3)]
 
 
 class MariaDB(Server):
@@ -145,7 +216,7 @@ class MariaDB(Server):
             [
                 program("mariadb-install-db", "mysql_install_db"),
                 *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"),
-                *("--auth-root-authentication-method=normal", "--skip-test-db"),
+                *("--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}"),
             ],
             check=True,
             capture_output=True,
@@ -158,6 +229,7 @@ class MariaDB(Server):
             *(f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={self.folder / 'mysql.sock'}"),
             *(f"--init-file={self.folder / 'init.sql'}", "--character-set-server=utf8mb4"),
             *("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M", "--max-connections=300"),
+            f"--tmpdir={self.folder}",  # a server that starts removes what others have in a folder that they share
         ]
 
     def ready(self) -> bool:
@@ -185,4 +257,115 @@ class MongoDB(Server):
         ]
 
 
-SERVERS: dict[str, type[Server]] = {"redis": Redis, "memcached": Memcached, "mysql": MariaDB, "mongodb": MongoDB}
+class RedisCluster(ServerSet[Redis]):
+    """Three primaries, the first three of `nodes`, and a replica of each."""
+
+    scheme = "redis+cluster"
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.buses = [free_port() for _ in range(6)]
+        self.nodes = [
+            Redis(folder / str(number), "--cluster-enabled", "yes", "--cluster-port", str(bus), *options)
+            for number, bus in enumerate(self.buses)
+        ]
+
+    def prepare(self) -> None:
+        """Write what each node would know after `redis-cli --cluster create`, which takes several seconds."""
+        ids = [f"{number}" * 40 for number in range(6)]
+        slots = ("0-5460", "5461-10922", "10923-16383")
+        for me, node in enumerate(self.nodes):
+            lines = []
+            for number, (other, bus) in enumerate(zip(self.nodes, self.buses, strict=True)):
+                flags = "myself," * (number == me) + ("master -" if number < 3 else f"slave {ids[number - 3]}")
+                served = slots[number] if number < 3 else ""
+                lines.append(
+                    f"{ids[number]} 127.0.0.1:{other.port}@{bus} {flags} 0 0 {number % 3 + 1} connected {served}"
+                )
+            node.folder.mkdir()
+            (node.folder / "nodes.conf").write_text("\n".join([*lines, "vars currentEpoch 3 lastVoteEpoch 0", ""]))
+
+    def is_whole(self) -> bool:
+        """Tell whether all nodes know that every slot is served."""
+        return all("cluster_state:ok" in node.ask("CLUSTER INFO") for node in self.nodes)
+
+    def is_replicated(self) -> bool:
+        """Tell whether every replica follows its primary."""
+        return sum("master_link_status:up" in node.ask("INFO replication") for node in self.nodes) == 3
+
+
+class RedisSentinels(ServerSet[Redis]):
+    """A primary, the first of `nodes`, two replicas, and three sentinels that watch them as `service`."""
+
+    scheme = "redis+sentinel"
+    path = "/service/0"
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.nodes = [Redis(folder / str(number), *options) for number in range(3)]
+        for node in self.nodes:
+            node.options += ("--repl-diskless-sync-delay", "0")
+        for replica in self.nodes[1:]:
+            replica.options += ("--replicaof", "127.0.0.1", str(self.nodes[0].port))
+        self.sentinels = [Sentinel(folder / f"sentinel{number}", self.nodes[0].port) for number in range(3)]
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}{self.path}"
+
+    def start(self) -> None:
+        for server in (*self.nodes, *self.sentinels):
+            server.start()
+        wait_until(self.is_whole)
+
+    def is_whole(self) -> bool:
+        """Tell whether all sentinels know of each other and of both replicas, and these follow their primary."""
+        known = [one.ask("SENTINEL MASTER service") for one in self.sentinels]
+        states = [dict(zip(one[::2], one[1::2], strict=True)) for one in known]
+        return all((state["num-slaves"], state["num-other-sentinels"]) == ("2", "2") for state in states) and all(
+            "master_link_status:up" in node.ask("INFO replication") for node in self.nodes[1:]
+        )
+
+    def _end(self, how: signal.Signals) -> None:
+        for server in (*self.sentinels, *self.nodes):
+            server._end(how)
+
+
+class Sentinel(Redis):
+    def __init__(self, folder: Path, watched: int, *lines: str) -> None:
+        super().__init__(folder)
+        self.watched, self.lines = watched, lines
+
+    def prepare(self) -> None:
+        (self.folder / "conf").write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
+            f"sentinel monitor service 127.0.0.1 {self.watched} 2\n"
+            "sentinel down-after-milliseconds service 1000\nsentinel failover-timeout service 3000\n"
+            + "\n".join(self.lines),
+            encoding="utf-8",
+        )
+
+    def command(self) -> list[str]:
+        return [program("redis-server", "valkey-server"), str(self.folder / "conf"), "--sentinel"]
+
+
+def wait_until(met: Callable[[], bool], within: float = START_WITHIN) -> None:
+    """Ask again and again; a server that is changing its role drops who asks."""
+    give_up = time.monotonic() + within
+    while True:
+        with contextlib.suppress(OSError, RedisError):
+            if met():
+                return
+        if time.monotonic() > give_up:
+            raise RuntimeError(f"{met} was not met within {within:g} s")
+        time.sleep(0.02)
+
+
+SERVERS: dict[str, type[Server]] = {
+    "redis": Redis,
+    "redis_cluster": RedisCluster,
+    "memcached": Memcached,
+    "memcached_nodes": MemcachedNodes,
+    "mysql": MariaDB,
+    "mongodb": MongoDB,
+}

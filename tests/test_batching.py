@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
 
 from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
-from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, PATIENCE, Batcher
+from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, PATIENCE, Batcher, ShardedBatcher
+from aiohttp_store.storage import Sharded
 
 from .conftest import Serve
 
@@ -452,6 +453,61 @@ async def test_who_is_tried_alone_is_answered_also_when_the_trip_is_stopped() ->
     await settle()
     await batcher.finish(0)
     assert all(isinstance(future.exception(), StorageUnavailable) for future in waiting)
+
+
+class Lettered(Sharded):
+    """A storage over one server for each letter that keys begin with."""
+
+    def __init__(self) -> None:
+        self.shards = {letter: Gated() for letter in "abc"}
+        for shard in self.shards.values():
+            shard.gate.set()
+
+    def shard_of(self, key: str) -> Storage:
+        return self.shards[key[0]]
+
+
+async def test_a_server_that_hangs_holds_up_its_own_keys_only() -> None:
+    storage = Lettered()
+    storage.shards["a"].gate.clear()
+    batcher: ShardedBatcher[None, Record | None] = ShardedBatcher(storage, lambda _, record: record, lambda *_: None)
+    verbs: list[Callable[[str], asyncio.Future[Any]]] = [
+        lambda key: batcher.load(key, None),
+        lambda key: batcher.save(Write(key, None, b"x", 1)),
+        batcher.delete,
+    ]
+    hanging = []
+    for verb in verbs:
+        for number in range(MAX_TRIPS + 1):
+            hanging.append(verb(f"a{number}"))
+            await settle(PATIENCE * 2)
+        await asyncio.gather(*(verb(f"{letter}{number}") for number in range(5) for letter in "bc"))
+    assert storage.shards["c"].trips == [[f"c{number}" for number in range(5)]] * 3
+    finishing = asyncio.create_task(batcher.finish(5))
+    await settle()
+    assert not any(future.done() for future in (*hanging, finishing))
+    storage.shards["a"].gate.set()
+    await finishing
+    assert all(future.done() for future in hanging)
+
+
+async def test_a_batch_over_several_servers_is_answered_in_order_and_an_outage_undoes_no_others_work() -> None:
+    storage, keys = Lettered(), ["c1", "a1", "b1", "a2", "c2"]
+    found = await storage.load(keys)
+    assert [record and record.data for record in found] == [key.encode() for key in keys]
+    assert await storage.save([Write(key, None, key.encode(), 1) for key in keys]) == [
+        Saved(key.encode()) for key in keys
+    ]
+    assert storage.shards["c"].trips == [["c1", "c2"]] * 2
+    storage.shards["a"].bad = {"a1": SessionTooLarge(2, 1, "here")}
+    with pytest.raises(SessionTooLarge):
+        await storage.save([Write(key, None, b"x", 1) for key in keys])
+    storage.shards["b"].bad = {"b1": StorageUnavailable("down")}
+    with pytest.raises(StorageUnavailable):
+        await storage.save([Write(key, None, b"x", 1) for key in keys])
+    with pytest.raises(StorageUnavailable):
+        await storage.delete(keys)
+    assert storage.shards["c"].trips == [["c1", "c2"]] * 5
 
 
 async def name(request: web.Request) -> web.Response:

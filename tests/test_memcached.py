@@ -587,7 +587,6 @@ async def test_a_batch_of_thousands_is_answered(storage: MemcachedStorage) -> No
         ("memcached://h?prefix=" + "%c3%a9" * 104, "207 bytes"),
         ("memcached://h/0", "path '/0'"),
         ("memcached://visitor@h", "user"),
-        ("memcached://h1,h2:1", "takes one host"),
         ("memcached://h?tls_ca=x.pem", "tls=true"),
         ("memcached://h?tls=true&tls_ca=/nowhere.pem", "cannot be used"),
     ],

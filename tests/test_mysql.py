@@ -9,6 +9,7 @@ import logging
 import secrets
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ async def expire(root: Any, table: str, *keys: str) -> None:
     ("text", "says"),
     [
         ("mysql://u:hidden@h/db?tabel=x", "did you mean 'table'"),
-        ("mysql://u:hidden@h1,h2/db", "takes one host"),
+        ("mysql://u:hidden@h1,h2:3306,H1:3306/db", "h1:3306 twice"),
+        ("mysql://u:hidden@h1,h2/db?unix_socket=/s", "'h1', 'h2'"),
         ("mysql://u:hidden@h", "must name one database"),
         ("mysql://u:hidden@h/", "must name one database"),
         ("mysql://u:hidden@h/a/b", "must name one database"),
@@ -371,6 +373,37 @@ async def test_a_server_that_times_idle_connections_out_is_not_noticed(root: Any
         version = await create(storage, key := new_key())
         await asyncio.sleep(1.5)
         assert isinstance(await save(storage, key, b"more", version), Saved)
+
+
+class Farewell(Proxy):
+    """Can say what MySQL 8 says before it closes an idle connection; MariaDB closes it without a word."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.clients: list[asyncio.StreamWriter] = []
+
+    async def _pass_answers(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event
+    ) -> None:
+        self.clients.append(writer)
+        await super()._pass_answers(reader, writer, losing)
+
+    def say(self, number: int) -> None:
+        error = b"\xff" + struct.pack("<H", 4031) + b"#HY000The client was disconnected because of inactivity."
+        for client in self.clients:
+            client.write(struct.pack("<I", len(error))[:3] + bytes([number]) + error)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_server_that_says_why_it_ends_an_idle_connection_is_not_noticed(url: str, number: int) -> None:
+    async with Farewell(url) as proxy, open_storage(proxy.url) as storage:
+        assert isinstance(storage, MySQLStorage)
+        version = await create(storage, key := new_key())
+        proxy.say(number)
+        before = proxy.accepted
+        assert isinstance(await save(storage, key, b"more", version), Saved)
+        assert proxy.accepted == before + 1
+        proxy.cut()
 
 
 async def test_a_connection_that_was_idle_for_long_is_not_used(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -894,6 +927,121 @@ async def test_a_sweep_deletes_what_is_expired_and_only_that(
     assert {row[0].decode() for row in rows} == set(live)
 
 
+async def test_a_large_sweep_is_of_small_batches_and_one_process_and_disturbs_nobody(
+    root: Any, url: str, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql, "_SWEEP_PAUSE", 0)
+    monkeypatch.setattr(mysql, "_SWEEP_REST", 0)
+    async with open_storage(f"{url}&pool_size=1") as storage, open_storage(url) as other:
+        assert isinstance(storage, MySQLStorage)
+        assert isinstance(other, MySQLStorage)
+        await create(storage, key := new_key())
+        old = "SELECT seq,'12345678',REPEAT('x',300),UTC_TIMESTAMP(6) - INTERVAL seq SECOND FROM seq_1_to_100000"
+        await ask(root, f"INSERT INTO {table} {old}")
+        await ask(root, f"CREATE TABLE {table}_swept (at DATETIME(6), rows_swept INT, PRIMARY KEY (at))")
+        await ask(  # NOW() is when the statement began
+            root,
+            f"CREATE TRIGGER {table}_swept AFTER DELETE ON {table} FOR EACH ROW "
+            f"INSERT INTO {table}_swept VALUES (NOW(6), 1) ON DUPLICATE KEY UPDATE rows_swept=rows_swept+1",
+        )
+        batch = f"DELETE FROM {table} WHERE expires<=UTC_TIMESTAMP(6) ORDER BY expires LIMIT 500"
+        ((*_, kind, _, used, _, _, _, _),) = await ask(root, f"EXPLAIN {batch}")
+        assert (kind, used) == ("range", "expires")
+        sweep = asyncio.create_task(storage.sweep())
+        async with ticking():
+            while not await ask(root, f"SELECT 1 FROM {table}_swept LIMIT 1"):
+                await asyncio.sleep(0.01)
+            while not sweep.done():
+                assert await other.sweep() == 0
+                assert await data_of(storage, key) == b"data", "the sweep keeps no connection from requests"
+                await asyncio.sleep(0.01)
+        assert await sweep == 100_000
+        ((batches, most, total),) = await ask(
+            root, f"SELECT COUNT(*), MAX(rows_swept), SUM(rows_swept) FROM {table}_swept"
+        )
+        assert (batches, most, total) == (200, 500, 100_000)
+        assert await data_of(storage, key) == b"data"
+        await ask(root, f"DROP TABLE {table}_swept")
+
+
+async def test_a_row_that_is_prolonged_while_the_sweep_waits_for_it_is_kept(
+    server: Private, root: Any, storage: MySQLStorage, table: str
+) -> None:
+    keys = [new_key() for _ in range(3)]
+    for key in keys:
+        await create(storage, key)
+    await expire(root, table, *keys)
+    other = await other_session(server)
+    await ask(other, f"UPDATE {table} SET expires=UTC_TIMESTAMP(6) + INTERVAL 1 DAY WHERE id='{keys[1]}'")
+    sweep = asyncio.create_task(storage.sweep())
+    while not await ask(root, "SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state='LOCK WAIT'"):
+        await asyncio.sleep(0.1)  # InnoDB renews this table every 0.1 s
+    await other.commit()
+    await other.ensure_closed()
+    assert await sweep == 2
+    assert [await data_of(storage, key) for key in keys] == [None, b"data", None]
+
+
+async def test_a_sweep_that_waits_keeps_no_session_from_being_made(
+    server: Private, root: Any, storage: MySQLStorage, table: str
+) -> None:
+    """Under REPEATABLE READ it would lock the gap up to the first live row, where new ones go."""
+    await create(storage, old := new_key())
+    await create(storage, live := new_key(), ttl=3600)
+    await expire(root, table, old)
+    other = await other_session(server)
+    await ask(other, f"UPDATE {table} SET expires=expires + INTERVAL 1 SECOND WHERE id='{live}'")
+    sweep = asyncio.create_task(storage.sweep())
+    while not await ask(root, "SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state='LOCK WAIT'"):
+        await asyncio.sleep(0.1)
+    await create(storage, new_key(), ttl=60)
+    assert not sweep.done()
+    await other.rollback()
+    await other.ensure_closed()
+    assert await sweep == 1
+
+
+async def test_a_sweep_that_is_stopped_leaves_no_lock_and_the_next_one_goes_on(
+    server: Private, root: Any, hasty: MySQLStorage, table: str
+) -> None:
+    await create(hasty, key := new_key())
+    await expire(root, table, key)
+    other = await other_session(server)
+    await ask(other, f"SELECT 1 FROM {table} WHERE id='{key}' FOR UPDATE")
+    with pytest.raises(StorageUnavailable, match="did not answer"):
+        await hasty.sweep()
+    sweep = asyncio.create_task(hasty.sweep())
+    await asyncio.sleep(0.1)
+    sweep.cancel()
+    await asyncio.gather(sweep, return_exceptions=True)
+    await other.rollback()
+    await other.ensure_closed()
+    lock = f"CONCAT('aiohttp_store.', SHA1('sessions.{table}'))"
+    async with asyncio.timeout(5):  # a server looks at its connection when the statement has ended
+        while await ask(root, f"SELECT IS_FREE_LOCK({lock})") != ((1,),):
+            await asyncio.sleep(0.02)
+    await hasty.sweep()
+    assert not await ask(root, f"SELECT 1 FROM {table}")
+
+
+async def test_a_given_pool_is_lent_to_requests_before_the_sweep_goes_on(
+    server: Private, root: Any, table: str
+) -> None:
+    async with own_pool(server, maxsize=1) as pool:
+        storage = MySQLStorage(pool, table=table)
+        await storage.open()
+        old = "SELECT seq,'12345678','',UTC_TIMESTAMP(6) - INTERVAL seq SECOND FROM seq_1_to_1200"
+        await ask(root, f"INSERT INTO {table} {old}")
+        assert [await storage.sweep() for _ in range(3)] == [500, 500, 200]
+        await storage.close()
+    async with own_pool(server, maxsize=2) as pool:
+        storage = MySQLStorage(pool, table=table)
+        await storage.open()
+        await ask(root, f"INSERT INTO {table} {old}")
+        assert await storage.sweep() == 1200
+        await storage.close()
+
+
 async def test_only_one_process_sweeps_at_a_time(root: Any, storage: MySQLStorage, table: str) -> None:
     await create(storage, key := new_key())
     await expire(root, table, key)
@@ -933,6 +1081,7 @@ async def test_the_sweep_runs_by_itself_and_survives_an_outage(
 
 async def test_closing_says_goodbye(root: Any, url: str) -> None:
     count = "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME='ABORTED_CLIENTS'"
+    await all_connections_end(root)  # those of the tests before
     before = await ask(root, count)
     async with open_storage(url) as storage:
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(5)))

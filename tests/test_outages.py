@@ -18,7 +18,7 @@ from .servers import SERVERS, Server
 
 TIMEOUT = 0.8
 LATEST = 2 * TIMEOUT + 3  # two budgets, and what a busy machine adds: told apart from a driver's own 5, 10 and 30 s
-DURABLE = {"redis", "mongodb", "pymongo", "mysql"}
+DURABLE = {"redis", "redis_cluster", "mongodb", "pymongo", "mysql"}
 
 
 async def count(request: web.Request) -> web.Response:

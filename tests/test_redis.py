@@ -27,8 +27,7 @@ from aiohttp_store import (
     Write,
     open_storage,
 )
-from aiohttp_store.storages import redis as module
-from aiohttp_store.storages import storage_from_url
+from aiohttp_store.storages import redis_connections, storage_from_url
 from aiohttp_store.storages.redis import RedisStorage
 
 from .certificates import make_certificates
@@ -214,6 +213,23 @@ async def test_a_full_server_is_an_outage_that_keeps_what_was_there_and_still_le
         await client.config_set("maxmemory", 0)
         (outcome,) = await storage.save(writes[:1])
         assert isinstance(outcome, Saved)
+
+
+@pytest.mark.parametrize(
+    ("limit", "policy", "is_told"),
+    [(0, "allkeys-lru", False), (1 << 30, "noeviction", False), (1 << 30, "volatile-ttl", True)],
+)
+@pytest.mark.parametrize("is_users", [False, True])
+async def test_an_eviction_policy_that_throws_sessions_away_is_warned_about(
+    own: Server, caplog: pytest.LogCaptureFixture, limit: int, policy: str, *, is_told: bool, is_users: bool
+) -> None:
+    async with admin(own) as client:
+        await client.config_set("maxmemory", limit)
+        await client.config_set("maxmemory-policy", policy)
+        storage = RedisStorage(client) if is_users else storage_from_url(own.url)
+        await storage.open()
+        await storage.close()
+    assert (f"maxmemory-policy is {policy}" in caplog.text) == is_told
 
 
 async def test_a_server_that_refuses_writes_for_lack_of_replicas_is_an_outage(own: Server) -> None:
@@ -463,9 +479,11 @@ async def test_a_refused_password_is_not_tried_again(own: Server) -> None:
         await client.config_set("requirepass", "right")
         await client.execute_command("AUTH", "right")
         async with open_storage(f"redis://:wrong@127.0.0.1:{own.port}/0") as storage:
+            (entry,) = await client.acl_log()
+            assert entry["count"] == 1
             await fails(storage.load([new_key()]), 1)
         (entry,) = await client.acl_log()
-        assert entry["count"] == 1
+        assert entry["count"] == 2
 
 
 async def test_a_user_of_the_url_logs_in_and_needs_no_more_than_its_commands(own: Server) -> None:
@@ -576,7 +594,7 @@ async def test_a_storage_made_in_one_event_loop_serves_in_another(server: Server
 
 
 async def test_without_hiredis_the_driver_packs_the_commands(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "pack_command", None)
+    monkeypatch.setattr(redis_connections, "pack_command", None)
     async with opened(server) as storage:
         key = new_key()
         version = await create(storage, key, b"x" * 100_000)

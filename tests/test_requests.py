@@ -13,7 +13,7 @@ from aiohttp import ClientSession, CookieJar, WSMsgType, web
 from aiohttp.pytest_plugin import AiohttpClient, AiohttpServer
 from aiohttp.test_utils import TestClient
 from pymongo import AsyncMongoClient
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from aiohttp_store import (
     Cookie,
@@ -441,14 +441,21 @@ def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable
                 async with Redis.from_url(servers.url("redis")) as client:
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]
                     return repr(found).encode()
-            case "memcached":
-                reader, writer = await asyncio.open_connection(*url.hosts[0], limit=1 << 26)
-                writer.write(b"lru_crawler metadump all\r\n")
-                keys = [line.split()[0][4:] for line in (await reader.readuntil(b"END\r\n")).splitlines()[:-1]]
-                writer.write(b"get " + b" ".join(key for key in keys if key.startswith(space.encode())) + b"\r\n")
-                values = await reader.readuntil(b"\r\nEND\r\n")
-                writer.close()
-                await writer.wait_closed()
+            case "redis_cluster":
+                async with RedisCluster(url.hosts[0].name, url.hosts[0].port or 6379) as cluster:
+                    names = await cluster.keys(f"{space}*", target_nodes=RedisCluster.PRIMARIES)
+                    return repr([(name, await cluster.get(name)) for name in names]).encode()
+            case "memcached" | "memcached_nodes":
+                values = b""
+                for host in url.hosts:
+                    reader, writer = await asyncio.open_connection(*host, limit=1 << 26)
+                    writer.write(b"lru_crawler metadump all\r\n")
+                    keys = [line.split()[0][4:] for line in (await reader.readuntil(b"END\r\n")).splitlines()[:-1]]
+                    ours = [key for key in keys if key.startswith(space.encode())]
+                    writer.write(b"get " + b" ".join(ours or [b"none"]) + b"\r\n")
+                    values += await reader.readuntil(b"END\r\n")
+                    writer.close()
+                    await writer.wait_closed()
                 return values
             case "mongodb":
                 mongo: AsyncMongoClient[Any]

@@ -11,6 +11,7 @@ import pytest
 
 from aiohttp_store import Conflict, Gone, Saved, SessionTooLarge, Storage, Write, open_storage
 
+from .conftest import STORAGES
 from .law import create, data_of, load, new_key, save
 
 DAY = 86_400
@@ -284,7 +285,8 @@ async def test_concurrent_batches_over_the_same_keys_do_not_block_each_other(sto
 
 
 async def test_a_value_over_the_servers_limit_is_too_large_and_fails_alone(storage_name: str, storage: Storage) -> None:
-    limit = {"memcached": 1 << 20, "mysql": 16 << 20, "mongodb": 16 << 20, "pymongo": 16 << 20}.get(storage_name)
+    server, _ = STORAGES[storage_name]
+    limit = {"memcached": 1 << 20, "memcached_nodes": 1 << 20, "mysql": 16 << 20, "mongodb": 16 << 20}.get(server or "")
     if limit is None:
         assert await create(storage, new_key(), b"x" * (17 << 20))  # as large as memory allows
         return

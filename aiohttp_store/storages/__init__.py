@@ -19,13 +19,15 @@ ENTRY_POINTS = "aiohttp_store.storages"
 
 SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
     "mariadb": "aiohttp_store.storages.mysql:MySQLStorage",
-    "memcached": "aiohttp_store.storages.memcached:MemcachedStorage",
+    "memcached": "aiohttp_store.storages.memcached:storage_from_url",
     "memory": "aiohttp_store.storages.memory:MemoryStorage",
     "mongodb": "aiohttp_store.storages.mongodb:MongoDBStorage",
     "mongodb+pymongo": "aiohttp_store.storages.mongodb:MongoDBStorage",
     "mongodb+srv": "aiohttp_store.storages.mongodb:MongoDBStorage",
     "mysql": "aiohttp_store.storages.mysql:MySQLStorage",
     "redis": "aiohttp_store.storages.redis:RedisStorage",
+    "redis+cluster": "aiohttp_store.storages.redis_cluster:RedisClusterStorage",
+    "redis+sentinel": "aiohttp_store.storages.redis:RedisStorage",
     "redis+unix": "aiohttp_store.storages.redis:RedisStorage",
     "rediss": "aiohttp_store.storages.redis:RedisStorage",
     "valkey": "aiohttp_store.storages.redis:RedisStorage",

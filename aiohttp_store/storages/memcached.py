@@ -1,4 +1,4 @@
-"""`memcached://`: one memcached node through aiomcache, whose pool and reading are replaced by safe ones."""
+"""`memcached://`: memcached nodes through aiomcache, whose pool and reading are replaced by safe ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import aiomcache
@@ -14,7 +15,7 @@ from aiomcache.exceptions import ClientException
 from aiomcache.pool import Connection, MemcachePool
 
 from ..errors import ConfigError, SessionTooLarge
-from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
+from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, new_version
 from ..url import TLSOptions, positive
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..url import StorageURL
 
-__all__ = ["MemcachedStorage"]
+__all__ = ["MemcachedNodes", "MemcachedStorage", "storage_from_url"]
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class Options(TLSOptions):
     timeout: float = 2.0
     """Seconds within which every call answers or raises `StorageUnavailable`."""
     pool_size: int = 4
-    """How many connections are open at most; who finds none free waits."""
+    """How many connections to one node are open at most; who finds none free waits."""
 
     def __post_init__(self) -> None:
         positive("timeout", self.timeout)
@@ -316,7 +317,12 @@ class MemcachedStorage(Storage):
         return cls(client, prefix=options.prefix, timeout=options.timeout)
 
     def __repr__(self) -> str:
-        return f"<MemcachedStorage at {self._theirs._pool._host}:{self._theirs._pool._port}>"
+        return f"<MemcachedStorage at {self.node}>"
+
+    @property
+    def node(self) -> str:
+        """The host, in lower case as names have none, and the port."""
+        return f"{self._theirs._pool._host.lower()}:{self._theirs._pool._port}"
 
     async def open(self) -> None:
         if self._client is None:
@@ -381,3 +387,41 @@ class MemcachedStorage(Storage):
             if not _KEY.fullmatch(key):  # a space or line end in it would be a command of its own
                 raise ValueError(f"{key!r} is not a key; it must be 43 base64url characters")
         return [(self._prefix + key).encode() for key in keys]
+
+
+class MemcachedNodes(Sharded):
+    """Sessions spread over several memcached nodes, by rendezvous hashing of the key and the node's host and port.
+
+    A key has one node, whatever the order of the nodes and whether they answer: were the keys of a
+    silent node written elsewhere, its return would bring back sessions that had ended meanwhile.
+    So its sessions are unavailable until it returns, and only they.
+    """
+
+    def __init__(self, nodes: Sequence[MemcachedStorage]) -> None:
+        names = [node.node for node in nodes]
+        self._nodes = dict(zip(names, nodes, strict=True))
+        if not names or len(self._nodes) < len(names):
+            raise ConfigError(f"the memcached nodes are {', '.join(names) or 'none'}; name at least one, and each once")
+        self.timeout = max(node.timeout for node in nodes)
+
+    def __repr__(self) -> str:
+        return f"<MemcachedNodes at {', '.join(self._nodes)}>"
+
+    async def open(self) -> None:
+        for node in self._nodes.values():
+            await node.open()
+
+    async def close(self) -> None:
+        for node in self._nodes.values():
+            await node.close()
+
+    def shard_of(self, key: str) -> MemcachedStorage:
+        """Give the node that scores highest: one more or less moves only the keys it wins or had."""
+        return self._nodes[max(self._nodes, key=lambda node: blake2b(f"{node} {key}".encode(), digest_size=8).digest())]
+
+
+def storage_from_url(url: StorageURL) -> Storage:
+    """Read `memcached://host:port,host:port?…`, whose parameters hold for each node."""
+    if url.hosts[1:]:
+        return MemcachedNodes([MemcachedStorage.from_url(replace(url, hosts=(host,))) for host in url.hosts])
+    return MemcachedStorage.from_url(url)

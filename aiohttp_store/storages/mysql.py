@@ -32,15 +32,28 @@ _log = logging.getLogger(__name__)
 # aiomysql asserts what it expects of the protocol, and its pool says RuntimeError once it is closed.
 _OUTAGES = (aiomysql.MySQLError, AssertionError, RuntimeError)
 _CONNECTION_KILLED, _IDLE_TOO_LONG = 1927, 4031  # PyMySQL has no names for MariaDB's and MySQL 8's
+_READ_ONLY_MODE = 1836  # nor for this one
 _LOST = {CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, ER.SERVER_SHUTDOWN, _CONNECTION_KILLED, _IDLE_TOO_LONG}
+_UNREACHABLE = {CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_HANDSHAKE_ERR}
+# Galera's nodes that are cut off from their cluster, or still catch up with it, call every command unknown.
+_NOT_WRITABLE = {ER.OPTION_PREVENTS_STATEMENT, ER.OPEN_AS_READONLY, _READ_ONLY_MODE, ER.UNKNOWN_COM_ERROR}
 _LOCKED = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT}
 _BEGIN = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;START TRANSACTION;"  # without gap locks creates do not meet
 _OVERHEAD = 1024  # more than a statement is without its data
 _NOW = "UTC_TIMESTAMP(6)"  # the server's clock; UNIX_TIMESTAMP(NOW(6)) is an hour off when summer time ends
 _LONGEST = 100 * 366 * 86_400
+# Ahead of all that is sent where there are several hosts, and fails on one that is read-only: also for a user who may
+# write nevertheless, and for a load, which would read what is out of date. MySQL's super_read_only implies read_only.
+_GUARD = (
+    "SET @writable=IF(CONCAT(@@GLOBAL.read_only) IN ('0','OFF') AND NOT @@GLOBAL.innodb_read_only,0,"
+    "(SELECT 1 UNION ALL SELECT 2));"
+)
+_STAGGER = 0.25
+_SEARCH_PAUSE = 0.1  # so that an outage is no storm of reconnects
 _IDLE = 45.0  # proxies and firewalls drop what was silent for 60 s, often without a word
 _SWEEP_EVERY = 60.0
 _SWEEP_PAUSE = 0.05
+_SWEEP_REST = 2  # times what a batch took, so that a busy server gets more of a rest
 _SWEEP_SLICE = 500
 
 
@@ -55,7 +68,7 @@ class Options(TLSOptions):
     timeout: float = 2.0
     """Seconds within which every verb answers or raises `StorageUnavailable`."""
     pool_size: int = 10
-    """How many connections are open at most."""
+    """How many connections serve requests at most; the sweep opens one more."""
     unix_socket: str | None = None
     """Path of the server's socket, instead of a host."""
 
@@ -79,22 +92,24 @@ class MySQLStorage(Storage):
         self._pool = pool
         self._slots: asyncio.Semaphore | None = None
         self._packet = self._largest = 0
+        self._learned_from: Host | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     @classmethod
     def from_url(cls, url: StorageURL) -> Self:
-        """Read `mysql://user:password@host:3306/database?table=…`."""
+        """Read `mysql://user:password@host:3306,host:3306/database?table=…`."""
         options = url.options(Options)
-        host = url.host(3306)
+        hosts = url.several_hosts(3306)
         database = url.path.removeprefix("/")
         if not database or "/" in database:
             raise ConfigError(f"{url} must name one database; write {url.scheme}://user:password@host:3306/database")
         if options.unix_socket and url.hosts not in ((), (Host("localhost", None),)):
-            raise ConfigError(f"{url} names the host {host.name!r} and unix_socket=; leave one of them out")
+            names = ", ".join(repr(host.name) for host in hosts)
+            raise ConfigError(f"{url} names the host {names} and unix_socket=; leave one of them out")
         pool = _Pool(
             options.pool_size,
-            host=host.name,
-            port=host.port,
+            hosts,
+            options.timeout,
             unix_socket=options.unix_socket,
             user=url.user,
             password=(url.password or "").encode().decode("latin-1"),  # aiomysql sends Latin-1, servers hash UTF-8
@@ -174,16 +189,37 @@ class MySQLStorage(Storage):
             await self._transact([f"DELETE FROM `{self.table}` WHERE id={_text(key)};" for key in sorted(keys)])
 
     async def sweep(self) -> int:
-        """Delete expired records in small batches, unless another process is at it, and tell how many."""
-        total = 0
-        while True:
+        """Delete expired records in small batches, unless another process is at it, and tell how many.
+
+        It has a connection to itself, which keeps the other processes out until it ends. A given pool lends it,
+        and gets it back early where all its connections are in use.
+        """
+        lock = f"CONCAT('aiohttp_store.', SHA1(CONCAT(DATABASE(), '.{self.table}')))"  # at most 64 characters
+        # A prolonged row is not deleted: each row is looked at again once it is locked, and no gap is.
+        old = (
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
+            f"DELETE FROM `{self.table}` WHERE expires<={_NOW} ORDER BY expires LIMIT {_SWEEP_SLICE}"
+        )
+        total, loop, slot = 0, asyncio.get_running_loop(), self._slot()
+        is_given = not isinstance(self._pool, _Pool)
+        async with contextlib.AsyncExitStack() as stack:
             async with self.answering(*_OUTAGES):
                 await self._prepare()
-                swept = await self._sweep_slice()
-            total += swept
-            if swept < _SWEEP_SLICE:
-                return total
-            await asyncio.sleep(_SWEEP_PAUSE)
+                if is_given:
+                    await stack.enter_async_context(slot)
+                connection = await stack.enter_async_context(self._borrowed())
+                ((_, ((elected,),)),) = await _execute(connection, f"SELECT GET_LOCK({lock}, 0)")
+            while int(elected):
+                began = loop.time()
+                async with self.answering(*_OUTAGES):
+                    swept = (await _execute(connection, old))[-1].changed
+                total += swept
+                if swept < _SWEEP_SLICE or (is_given and slot.locked()):
+                    break
+                await asyncio.sleep(max(_SWEEP_PAUSE, _SWEEP_REST * (loop.time() - began)))
+            async with self.answering(*_OUTAGES):
+                await _execute(connection, f"DO RELEASE_LOCK({lock})")
+        return total
 
     async def close(self) -> None:
         if self._sweeper is not None:
@@ -197,7 +233,8 @@ class MySQLStorage(Storage):
 
     async def _prepare(self) -> None:
         """Learn the server's limits and look at the table: once, and again after what shows that they changed."""
-        if self._packet:
+        host = self._pool.host if isinstance(self._pool, _Pool) else None
+        if self._packet and host == self._learned_from:
             return
         binary = "DATA_TYPE IN ('binary', 'varbinary')"
         look = (
@@ -220,6 +257,7 @@ class MySQLStorage(Storage):
         if not int(fitting):
             raise ConfigError(f"{self!r}: the table has another layout; name another with ?table=, or drop it")
         self._packet, self._largest = int(packet), min(int(largest), (int(packet) - 2 * _OVERHEAD) // 2)
+        self._learned_from = host
 
     async def _carry_out(self, drafts: Sequence[_Draft]) -> set[str]:
         """Attempt these writes, and give the keys of those that were carried out."""
@@ -330,48 +368,46 @@ class MySQLStorage(Storage):
         lost = False
         while True:
             try:
-                async with self._connection() as connection:
+                async with self._slot(), self._borrowed() as connection:
                     return await _execute(connection, sql)
             except aiomysql.MySQLError as error:
-                code = error.args[0] if error.args else None
+                code = _code(error)
                 if code in _LOCKED:  # all of it was undone
                     await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311  (jitter)
-                elif code in _LOST and not lost:
+                elif code in self._leaving and not lost:
                     lost = True
-                    if isinstance(self._pool, _Pool):
-                        self._pool.forget()
                 else:
                     if code in (ER.NO_SUCH_TABLE, ER.NET_PACKET_TOO_LARGE):
                         self._packet = 0
                     raise
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        """Lend a connection; after anything but success it is closed, which also undoes an open transaction."""
+    @property
+    def _leaving(self) -> set[int]:
+        """The errors after which free connections are forgotten, and a statement is sent once more."""
+        return self._pool.leaving if isinstance(self._pool, _Pool) else _LOST
+
+    def _slot(self) -> asyncio.Semaphore:
         if self._slots is None:
             raise StorageUnavailable(f"{self!r} is not open")
-        async with self._slots:
-            connection = await self._pool.acquire()
-            try:
-                if not connection.get_autocommit():
-                    raise ConfigError(f"{self!r} needs connections that commit; make the pool with autocommit=True")
-                if connection.client_flag & CLIENT.FOUND_ROWS:
-                    raise ConfigError(f"{self!r} must count changed rows; make the pool without CLIENT.FOUND_ROWS")
-                yield connection
-            except BaseException:
-                connection.close()
-                raise
-            finally:
-                self._pool.release(connection)  # not awaited: aiomysql's waits while someone else connects
+        return self._slots
 
-    async def _sweep_slice(self) -> int:
-        lock = f"CONCAT('aiohttp_store.', SHA1(CONCAT(DATABASE(), '.{self.table}')))"  # at most 64 characters
-        async with self._connection() as connection:
-            ((_, ((elected,),)),) = await _execute(connection, f"SELECT GET_LOCK({lock}, 0)")
-            if not int(elected):
-                return 0
-            old = f"DELETE FROM `{self.table}` WHERE expires<={_NOW} ORDER BY expires LIMIT {_SWEEP_SLICE}"
-            return (await _execute(connection, f"{old};DO RELEASE_LOCK({lock})"))[0].changed
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[Any]:
+        """Lend a connection; after anything but success it is closed, which also undoes an open transaction."""
+        connection = await self._pool.acquire()
+        try:
+            if not connection.get_autocommit():
+                raise ConfigError(f"{self!r} needs connections that commit; make the pool with autocommit=True")
+            if connection.client_flag & CLIENT.FOUND_ROWS:
+                raise ConfigError(f"{self!r} must count changed rows; make the pool without CLIENT.FOUND_ROWS")
+            yield connection
+        except BaseException as error:
+            connection.close()
+            if isinstance(self._pool, _Pool):
+                self._pool.blame(connection.place, error)
+            raise
+        finally:
+            self._pool.release(connection)  # not awaited: aiomysql's waits while someone else connects
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -395,13 +431,24 @@ def _ttl(write: Write) -> int:
     return min(int(write.ttl), _LONGEST)
 
 
+def _code(error: BaseException) -> int | None:
+    return error.args[0] if isinstance(error, aiomysql.MySQLError) and error.args else None
+
+
 async def _execute(connection: Any, sql: str) -> list[_Result]:
+    """Send these, where there are several hosts behind the guard, and give what each of them did."""
+    guard = connection.guard if isinstance(connection, _Connection) else ""
     cursor = await connection.cursor(_Cursor)
-    await cursor.execute(sql)
+    try:
+        await cursor.execute(guard + sql)
+    except aiomysql.MySQLError as error:
+        if guard and _code(error) == ER.SUBQUERY_NO_1_ROW:
+            raise aiomysql.OperationalError(ER.OPTION_PREVENTS_STATEMENT, "the server is read-only") from None
+        raise
     results = [_Result(cursor.rowcount, await cursor.fetchall())]
     while await cursor.nextset():
         results.append(_Result(cursor.rowcount, await cursor.fetchall()))
-    return results
+    return results[bool(guard) :]
 
 
 class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
@@ -410,6 +457,11 @@ class _Cursor(aiomysql.Cursor):  # type: ignore[misc]
 
 
 class _Connection(aiomysql.Connection):  # type: ignore[misc]
+    def __init__(self, place: Host, guard: str, **settings: Any) -> None:
+        super().__init__(host=place.name, port=place.port, **settings)
+        self.place = place
+        self.guard = guard
+
     def close(self) -> None:
         if self._writer:  # close() would wait up to 30 s for the server's end of TLS
             self._writer.transport.abort()
@@ -445,49 +497,149 @@ class _Draft(NamedTuple):
 
 
 class _Pool:
-    """Connections that are made without a lock: in aiomysql's own pool a slow one holds up those that are free."""
+    """Connections that are made without a lock: in aiomysql's own pool a slow one holds up those that are free.
 
-    def __init__(self, maxsize: int, **settings: Any) -> None:
+    All of them lead to one host. Where there are several, it is the first that was found writable, until it is not
+    any more, refuses, or is silent for too long.
+    """
+
+    def __init__(self, maxsize: int, hosts: Sequence[Host], timeout: float, **settings: Any) -> None:
+        several = len(hosts) > 1
         self.maxsize = maxsize
         self.closed = True
+        self.leaving = _LOST | _UNREACHABLE | _NOT_WRITABLE if several else _LOST
+        self.host: Host | None = None if several else hosts[0]
+        """Where the connections lead; `None` while that is to be found out."""
+        self._hosts = hosts
+        # A call has the time to leave a host that is silent, and to learn that another one is as well.
+        self._share = timeout / 3 if several else None
+        self._stagger = min(_STAGGER, timeout / (4 * len(hosts)))
         self._settings = settings
         self._free: list[_Connection] = []
+        self._search: asyncio.Task[str] | None = None
+        self._next_search = 0.0
 
     def __repr__(self) -> str:
-        return ("{unix_socket}/{db}" if self._settings["unix_socket"] else "{host}:{port}/{db}").format(
-            **self._settings
-        )
+        where = self._settings["unix_socket"] or ",".join(map(_address, self._hosts))
+        return f"{where}/{self._settings['db']}"
 
     async def acquire(self) -> _Connection:
         now = asyncio.get_running_loop().time()
-        while self._free:
-            connection = self._free.pop()
-            if now - connection.last_usage < _IDLE:
-                return connection
-            connection.close()
-        connection = _Connection(**self._settings)
+        while True:
+            while self._free:
+                connection = self._free.pop()
+                if now - connection.last_usage < _IDLE:
+                    return connection
+                connection.close()
+            place = self.host
+            if place is None:
+                await self._find_host()
+                continue
+            try:
+                return await self._connect(place)
+            except aiomysql.MySQLError as error:
+                self.blame(place, error)
+                if self.host is not None:
+                    raise
+
+    async def _connect(self, place: Host) -> _Connection:
+        """Open a connection: where there are several hosts, within a share of the deadline and to a writable one."""
+        connection = _Connection(place, _GUARD if len(self._hosts) > 1 else "", **self._settings)
         try:
-            await connection._connect()
-        except aiomysql.MySQLError as error:
-            why = [str(error.__cause__)] if error.__cause__ else []  # aiomysql leaves it out
-            raise type(error)(*error.args, *why) from error
-        except Exception as error:  # whatever its parser says of bytes that are not MySQL's
-            raise aiomysql.OperationalError(CR.CR_SERVER_HANDSHAKE_ERR, f"the handshake failed: {error!r}") from error
+            async with asyncio.timeout(self._share):
+                await connection._connect()
+                if connection.guard:
+                    await _execute(connection, "DO 0")
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, TimeoutError):
+                reason = f"{_address(place)} was silent for {self._share:.2g} s"
+                raise aiomysql.OperationalError(CR.CR_CONN_HOST_ERROR, reason) from error
+            if isinstance(error, aiomysql.MySQLError):
+                why = [str(error.__cause__)] if error.__cause__ else []  # aiomysql leaves it out
+                raise type(error)(*error.args, *why) from error
+            if isinstance(error, Exception):  # whatever its parser says of bytes that are not MySQL's
+                reason = f"the handshake failed: {error!r}"
+                raise aiomysql.OperationalError(CR.CR_SERVER_HANDSHAKE_ERR, reason) from error
+            raise
         return connection
 
-    def release(self, connection: _Connection) -> None:
+    async def _find_host(self) -> None:
+        """Wait for the search that all share, and that goes on where one of them gives up."""
         if self.closed:
+            raise RuntimeError("the pool is closed")
+        if self._search is None or self._search.done():
+            self._search = asyncio.create_task(self._look_for_host())
+        search = self._search
+        await asyncio.wait({search})
+        complaint = "the pool is closed" if search.cancelled() else search.result()
+        if complaint:
+            raise StorageUnavailable(f"no host of {self!r} is writable: {complaint}")
+
+    async def _look_for_host(self) -> str:
+        """Find the first host that is writable, or give what each of them said."""
+        loop = asyncio.get_running_loop()
+        attempts: dict[Host, asyncio.Task[_Connection]] = {}
+        said: list[str] = []
+        try:
+            await asyncio.sleep(self._next_search - loop.time())
+            for place in self._hosts:  # each begins when the one before has failed, or was silent for a moment
+                attempts[place] = asyncio.create_task(self._connect(place))
+                waiting = [attempt for attempt in attempts.values() if not attempt.done()]
+                done, _ = await asyncio.wait(waiting, timeout=self._stagger, return_when=asyncio.FIRST_COMPLETED)
+                if any(attempt.exception() is None for attempt in done):
+                    break
+            for place, attempt in attempts.items():
+                try:
+                    connection = await attempt
+                except aiomysql.MySQLError as error:
+                    said.append(f"{_address(place)}: {error}")
+                else:
+                    del attempts[place]
+                    self.host = place
+                    self._free.append(connection)
+                    return ""
+            return "; ".join(said)
+        finally:
+            self._next_search = loop.time() + _SEARCH_PAUSE
+            for attempt in attempts.values():
+                if not attempt.cancel() and not attempt.cancelled() and attempt.exception() is None:
+                    attempt.result().close()  # it came too late
+            await asyncio.gather(*attempts.values(), return_exceptions=True)
+
+    def blame(self, place: Host, error: BaseException) -> None:
+        """Forget the free connections where what ended one has likely ended them all, and a host that must be left.
+
+        With several hosts, a call that was stopped counts as one that a silent server has kept waiting.
+        """
+        several = len(self._hosts) > 1
+        if place == self.host and (
+            _code(error) in self.leaving or (several and isinstance(error, asyncio.CancelledError))
+        ):
+            self.forget()
+            if several:
+                self.host = None
+
+    def release(self, connection: _Connection) -> None:
+        if self.closed or connection.place != self.host:
             connection.close()
         elif not connection.closed:
             self._free.append(connection)
 
     def forget(self) -> None:
-        """Close the free connections: what ended one has likely ended them all."""
+        """Close the free connections."""
         while self._free:
             self._free.pop().close()
 
     async def close(self) -> None:
         self.closed = True
+        if self._search is not None and not self._search.done():
+            self._search.cancel()
+            await asyncio.wait({self._search})
         while self._free:
             with contextlib.suppress(OSError):
                 await self._free.pop().ensure_closed()  # says goodbye, so that the server does not log an abort
+
+
+def _address(place: Host) -> str:
+    return f"[{place.name}]:{place.port}" if ":" in place.name else f"{place.name}:{place.port}"

@@ -1,30 +1,26 @@
-"""`redis://`: Redis, Valkey and whatever else speaks their protocol and runs Lua."""
+"""`redis://`: Redis, Valkey and whatever else speaks their protocol and runs Lua; with sentinels as well."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis._parsers.helpers import parse_info
+from redis.asyncio import Redis, UnixDomainSocketConnection
 from redis.asyncio.client import Pipeline
-from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError
-from redis.exceptions import ConnectionError as LostError
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
-from ..errors import ConfigError, SessionTooLarge
+from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
+from ..log import logger, once
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import TLSOptions, positive
-
-try:
-    from hiredis import pack_command
-except ImportError:  # redis-py works without it; packing is then several times slower
-    pack_command = None  # type: ignore[assignment]
+from .redis_connections import Connections, LostError, SentinelConnections
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ..url import StorageURL
 
@@ -35,7 +31,7 @@ _LARGEST = 512 << 20  # of a string, by the server's proto-max-bulk-len
 
 # Each write is GET, a comparison, then SET or DEL, and a script runs alone: so each is atomic. A script that fails
 # half-way keeps what it has written, hence pcall: the other keys' writes are carried out first, then the error is told.
-_SAVE = """
+SAVE = """
 local replies, failed = {}, nil
 for i, key in ipairs(KEYS) do
   local expected, value, ttl = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
@@ -57,7 +53,7 @@ for i, key in ipairs(KEYS) do
 end
 return failed or replies
 """.replace("VERSION_SIZE", str(VERSION_SIZE))
-_SAVE_SHA = hashlib.sha1(_SAVE.encode(), usedforsecurity=False).hexdigest()
+SAVE_SHA = hashlib.sha1(SAVE.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +63,30 @@ class _Common:
     timeout: float = 2.0
     """Seconds within which every call is answered or fails."""
     pool_size: int = 16
-    """How many connections are opened at most; further calls wait for a free one."""
+    """How many connections to a server are opened at most; further calls wait for a free one."""
+    replicas: int = 0
+    """How many replicas must have a change before it counts as made (`WAIT`)."""
 
     def __post_init__(self) -> None:
         positive("timeout", self.timeout)
         positive("pool_size", self.pool_size)
+        if self.replicas < 0:
+            raise ConfigError(f"replicas={self.replicas} is no number of replicas; write 0, 1, …")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(_Common, TLSOptions):
-    """The parameters of `redis://`, `rediss://` and `valkey://`; `rediss://` implies `tls`."""
+    """The parameters of `redis://`, `rediss://`, `valkey://` and `redis+cluster://`; `rediss://` implies `tls`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentinelOptions(Options):
+    """The parameters of `redis+sentinel://`; `tls` is for the sentinels as well."""
+
+    sentinel_user: str | None = None
+    """Who logs in to the sentinels; the user of the URL logs in to the server."""
+    sentinel_password: str | None = None
+    """The password for the sentinels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,131 +102,47 @@ class UnixOptions(_Common):
             raise ConfigError(f"db={self.db} is not the number of a database; write 0, 1, …")
 
 
-class _Connections:
-    """The part of `redis.asyncio.Redis` that is needed here, for less time per command.
-
-    redis-py's ConnectionPool raises when it is full, and its BlockingConnectionPool waits on an
-    asyncio.Condition, which in Python 3.11 forgets a wake-up when the task that got it is
-    cancelled. Here nothing is awaited while a connection changes hands.
-    """
-
-    def __init__(self, kind: type[Any], size: int, context: Any = None, **settings: Any) -> None:
-        self.kind, self.size, self.context = kind, size, context
-        # RESP2: no HELLO to wait for. No retry and no socket timeout: the storage has its own, over the whole verb.
-        self.settings = {**settings, "protocol": 2, "retry": None, "socket_timeout": None}
-        self.slots: asyncio.Semaphore | None = None
-        self.free: list[Any] = []
-
-    def open(self) -> None:
-        if self.slots is None:
-            self.slots = asyncio.Semaphore(self.size)
-            self.free = [self._make() for _ in range(self.size)]  # not connected before its first command
-
-    def _make(self) -> Any:
-        connection = self.kind(**self.settings)
-        if self.context is not None:
-            connection.ssl_context.context = self.context  # else each connection reads the files again
-        return connection
-
-    async def execute_command(self, *args: Any) -> Any:
-        slots, free = self.slots, self.free
-        if slots is None:
-            raise LostError("it is closed")
-        async with slots:
-            connection, transport = free.pop(), None  # the one used last
-            try:
-                if connection.is_connected and await connection.can_read():
-                    await _drop(connection)  # closed by the server
-                if not connection.is_connected:
-                    await connection.connect()
-                transport = connection._writer.transport
-                packed = connection.pack_command(*args) if pack_command is None else pack_command(args)
-                # Both calls disconnect when they are cancelled, so no answer is left for the next caller.
-                await connection.send_packed_command(packed)
-                return await connection.read_response()
-            except ReadOnlyError as error:  # after a failover the name may lead to the new primary
-                await _drop(connection)
-                raise LostError(f"READONLY {error}") from error
-            finally:
-                if transport is not None and not connection.is_connected:
-                    transport.abort()  # see _drop
-                free.append(connection)
-
-    async def aclose(self) -> None:
-        """Disconnect, when the calls under way have ended."""
-        slots, free, self.slots = self.slots, self.free, None
-        if slots is not None:
-            try:
-                for _ in range(self.size):
-                    await slots.acquire()
-            finally:
-                for connection in free:
-                    await _drop(connection)
-
-
-async def _drop(connection: Any) -> None:
-    """Disconnect without waiting for a peer that may hang.
-
-    redis-py only closes: the socket then stays until the peer has read what is unsent, and answered TLS's goodbye.
-    """
-    if connection.is_connected:
-        connection._writer.transport.abort()
-    await connection.disconnect()
-
-
 class RedisStorage(Storage):
     """Sessions in Redis or Valkey: one string per session, its version first, expired by the server."""
 
-    def __init__(self, client: Redis | _Connections, *, prefix: str = "session:", timeout: float = 2.0) -> None:
+    def __init__(self, client: Redis | Connections, *, prefix: str = "session:", timeout: float = 2.0) -> None:
         if isinstance(client, Redis) and not isinstance(client, Pipeline):
             if client.get_encoder().decode_responses:  # type: ignore[no-untyped-call]
                 raise ConfigError("the Redis client has decode_responses=True, but sessions are bytes; make it without")
             settings = client.connection_pool.connection_kwargs
-        elif isinstance(client, _Connections):
-            settings = client.settings
+            server = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+            name = f"{server} db={settings.get('db') or 0}"
+        elif isinstance(client, Connections):
+            name = str(client)
         else:
             given = f"{type(client).__module__}.{type(client).__qualname__}"
             raise ConfigError(f"RedisStorage takes a redis.asyncio.Redis, and was given a {given}")
         options = _Common(prefix=prefix, timeout=timeout)
         self.prefix, self.timeout = options.prefix, options.timeout
         self._client = client
-        server = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
-        self._name = f"<RedisStorage {server} db={settings.get('db') or 0}>"
+        self._name = name
 
     @classmethod
     def from_url(cls, url: StorageURL) -> Self:
-        """Read `redis://user:password@host:port/db?…`, or `redis+unix:///path.sock?db=0&…`."""
-        login = {"username": url.user, "password": url.password}
-        if url.scheme == "redis+unix":
-            if url.hosts or not url.path.strip("/"):
-                raise ConfigError(f"{url} must name a socket and no host; write redis+unix:///path.sock?db=0")
-            unix = url.options(UnixOptions)
-            settings = {**login, "path": url.path, "db": unix.db, "socket_connect_timeout": unix.timeout}
-            connections = _Connections(UnixDomainSocketConnection, unix.pool_size, **settings)
-            return cls(connections, prefix=unix.prefix, timeout=unix.timeout)
-        options = url.options(Options)
-        if url.scheme == "rediss":
-            if not options.tls and any(name == "tls" for name, _ in url.query):
-                raise ConfigError(f"{url} turns off what rediss:// stands for; write redis:// or leave tls= out")
-            options = dataclasses.replace(options, tls=True)
-        number = url.path.strip("/") or "0"
-        if not (number.isascii() and number.isdecimal()):
-            raise ConfigError(f"{number!r} in {url} is not the number of a database; write {url.scheme}://host:port/0")
-        host, context = url.host(6379), options.context()
-        settings = {**login, "host": host.name, "port": host.port, "db": int(number)}
-        settings["socket_connect_timeout"] = options.timeout
-        connections = _Connections(SSLConnection if context else Connection, options.pool_size, context, **settings)
+        """Read `redis://user:password@host:port/db?…` and what is like it.
+
+        `redis+unix:///path.sock?db=0&…`, and `redis+sentinel://user:password@host:port,host:port/service/db?…`,
+        where the hosts are the sentinels.
+        """
+        connections, options = _WAYS.get(url.scheme, _by_tcp)(url)
         return cls(connections, prefix=options.prefix, timeout=options.timeout)
 
     def __repr__(self) -> str:
-        return self._name
+        return f"<RedisStorage {self._name}>"
 
     async def open(self) -> None:
-        if isinstance(self._client, _Connections):
+        """Make ready to connect, and warn where the server is down, or may throw sessions away."""
+        if isinstance(self._client, Connections):
             self._client.open()
+        await warn_of_eviction(self, self._client.execute_command)
 
     async def close(self) -> None:
-        if isinstance(self._client, _Connections):
+        if isinstance(self._client, Connections):
             await self._client.aclose()
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
@@ -224,52 +150,170 @@ class RedisStorage(Storage):
             return []
         async with self.answering(RedisError):
             # MGET gives nil for a key of another type.
-            return [_record(value) for value in await self._ask("MGET", *[self.prefix + key for key in keys])]
+            values = await self._ask("MGET", *[self.prefix + key for key in keys])
+        return [record_of(value) for value in values]
 
     async def save(self, writes: Sequence[Write]) -> list[Outcome]:
         if not writes:
             return []
-        versions = [b"" if write.data is None else new_version() for write in writes]
-        args: list[Any] = [len(writes), *[self.prefix + write.key for write in writes]]
+        versions = [version_for(write) for write in writes]
+        names = [self.prefix + write.key for write in writes]
+        arguments: list[Any] = []
         for write, version in zip(writes, versions, strict=True):
-            size = VERSION_SIZE + len(write.data or b"")
-            if size > _LARGEST:
-                raise SessionTooLarge(size, _LARGEST, "a Redis string")
-            expected = b"" if write.expected is None else write.expected or _REMOVED
-            args += (expected, version + (write.data or b""), write.ttl)
+            arguments += script_of(write, version)
         async with self.answering(RedisError):
             try:
-                replies = await self._ask("EVALSHA", _SAVE_SHA, *args)
+                replies = await self._change("EVALSHA", SAVE_SHA, len(names), *names, *arguments)
             except NoScriptError:  # a restarted server has forgotten it; EVAL also keeps it for the next EVALSHA
-                replies = await self._ask("EVAL", _SAVE, *args)
-        return [_outcome(reply, version) for reply, version in zip(replies, versions, strict=True)]
+                replies = await self._change("EVAL", SAVE, len(names), *names, *arguments)
+        return [outcome_of(reply, version) for reply, version in zip(replies, versions, strict=True)]
 
     async def delete(self, keys: Sequence[str]) -> None:
         if keys:
             async with self.answering(RedisError):
-                await self._ask("DEL", *[self.prefix + key for key in keys])
+                await self._change("DEL", *[self.prefix + key for key in keys])
 
-    async def _ask(self, *args: Any) -> Any:
+    async def _change(self, *command: Any) -> Any:
+        if not isinstance(self._client, Connections) or not self._client.replicas:
+            return await self._ask(*command)
+        # It is not tried again: a second attempt that finds it done has nothing that the replicas could confirm.
+        (reply,) = await self._client.change((command,))
+        if isinstance(reply, RedisError):
+            raise reply
+        return reply
+
+    async def _ask(self, *command: Any) -> Any:
         """Send one command, and once more where the connection was lost.
 
         It may have been carried out already. A write then finds its own version and is `Saved`;
         a removal finds nothing and is `Gone`, which ends the same way.
         """
         try:
-            return await self._client.execute_command(*args)
+            return await self._client.execute_command(*command)
         except AuthenticationError:  # redis-py counts it among the lost connections
             raise
         except (LostError, SilentError):
-            return await self._client.execute_command(*args)
+            return await self._client.execute_command(*command)
 
 
-def _record(value: bytes | None) -> Record | None:
+def version_for(write: Write) -> bytes:
+    """Draw the version of a write, empty for a removal.
+
+    Raises:
+        SessionTooLarge: it is larger than a string of Redis can be.
+    """
+    if write.data is None:
+        return b""
+    size = VERSION_SIZE + len(write.data)
+    if size > _LARGEST:
+        raise SessionTooLarge(size, _LARGEST, "a Redis string")
+    return new_version()
+
+
+def script_of(write: Write, version: bytes) -> tuple[bytes, bytes, int]:
+    """Give the script's arguments for one write."""
+    expected = b"" if write.expected is None else write.expected or _REMOVED
+    return expected, version + (write.data or b""), write.ttl
+
+
+def record_of(value: bytes | None) -> Record | None:
+    """Split what is stored: the version, then the data."""
     if value is None or len(value) < VERSION_SIZE:
         return None
     return Record(value[:VERSION_SIZE], value[VERSION_SIZE:])
 
 
-def _outcome(reply: int | bytes, version: bytes) -> Outcome:
+def outcome_of(reply: int | bytes, version: bytes) -> Outcome:
+    """Read what the script says of one write."""
     if isinstance(reply, bytes):
         return Conflict(Record(reply[:VERSION_SIZE], reply[VERSION_SIZE:]))
     return Saved(version) if reply else Gone()
+
+
+async def warn_of_eviction(storage: Storage, execute: Callable[..., Awaitable[Any]]) -> None:
+    """Say it where the server, when it is full, drops sessions to make room."""
+    try:
+        async with storage.answering(LostError, SilentError):
+            told = await execute("INFO", "memory")
+    except StorageUnavailable as error:
+        logger.warning("opened without its server: %s", error)
+        return
+    except RedisError:  # not every user may ask
+        return
+    memory = told if isinstance(told, dict) else parse_info(told)  # type: ignore[no-untyped-call]
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if memory.get("maxmemory") and policy != "noeviction":
+        once(
+            logger.warning,
+            "%r drops sessions when its memory is full, and so logs visitors out (maxmemory-policy is %s); "
+            "set maxmemory-policy noeviction, or give the sessions a server of their own",
+            storage,
+            policy,
+        )
+
+
+def _by_tcp(url: StorageURL) -> tuple[Connections, _Common]:
+    options = url.options(Options)
+    if url.scheme == "rediss":
+        if not options.tls and any(name == "tls" for name, _ in url.query):
+            raise ConfigError(f"{url} turns off what rediss:// stands for; write redis:// or leave tls= out")
+        options = dataclasses.replace(options, tls=True)
+    host = url.host(6379)
+    place: dict[str, Any] = {"host": host.name, "port": host.port, "db": _database(url, url.path.strip("/"))}
+    return Connections(options.pool_size, options.context(), **_common(url, options), **place), options
+
+
+def _by_unix(url: StorageURL) -> tuple[Connections, _Common]:
+    if url.hosts or not url.path.strip("/"):
+        raise ConfigError(f"{url} must name a socket and no host; write redis+unix:///path.sock?db=0")
+    options = url.options(UnixOptions)
+    place: dict[str, Any] = {"path": url.path, "db": options.db}
+    return Connections(options.pool_size, kind=UnixDomainSocketConnection, **_common(url, options), **place), options
+
+
+def _by_sentinels(url: StorageURL) -> tuple[Connections, _Common]:
+    options = url.options(SentinelOptions)
+    service, _, number = url.path.strip("/").partition("/")
+    if not service:
+        raise ConfigError(f"{url} must name a service; write redis+sentinel://host:26379,host:26379/service/0")
+    context = options.context()
+    settings: dict[str, Any] = {"username": options.sentinel_user, "password": options.sentinel_password}
+    if context is not None:
+        settings |= {
+            "ssl": True,
+            "ssl_ca_certs": options.tls_ca,
+            "ssl_certfile": options.tls_cert,
+            "ssl_keyfile": options.tls_key or options.tls_cert,
+        }
+    connections = SentinelConnections(
+        url.several_hosts(26379),
+        service,
+        options.pool_size,
+        context,
+        sentinel_settings=settings,
+        **_common(url, options),
+        db=_database(url, number),
+    )
+    return connections, options
+
+
+_WAYS: dict[str, Callable[[StorageURL], tuple[Connections, _Common]]] = {
+    "redis+unix": _by_unix,
+    "redis+sentinel": _by_sentinels,
+}
+
+
+def _database(url: StorageURL, number: str) -> int:
+    if number and not (number.isascii() and number.isdecimal()):
+        raise ConfigError(f"{number!r} in {url} is not the number of a database; write {url.scheme}://…/0")
+    return int(number or 0)
+
+
+def _common(url: StorageURL, options: _Common) -> dict[str, Any]:
+    """Give the settings of all connections, however they find their server."""
+    return {
+        "username": url.user,
+        "password": url.password,
+        "timeout": options.timeout,
+        "replicas": options.replicas,
+    }

@@ -1,0 +1,316 @@
+"""`redis+cluster://`: a Redis Cluster, each key at the node that serves its slot.
+
+redis-py's RedisCluster is not used: one lost connection makes it learn the whole cluster anew while all
+calls wait, and connect anew to every node; and its pipelines take no EVALSHA.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from redis.cluster import parse_cluster_slots
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, AuthenticationError, ClusterDownError, MovedError, NoScriptError, RedisError
+from redis.exceptions import TimeoutError as SilentError
+
+from ..errors import ConfigError, StorageUnavailable
+from ..log import logger
+from ..storage import Outcome, Record, Sharded, Storage, Write
+from .redis import SAVE, SAVE_SHA, Options, outcome_of, record_of, script_of, version_for, warn_of_eviction
+from .redis_connections import Connections, LostError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from ..url import Host, StorageURL
+
+    Address = tuple[str, int]
+
+__all__ = ["RedisClusterStorage"]
+
+_HOPS = 5
+"""How often a command may be sent: a moved slot, an unknown script and a lost connection cost one each."""
+_LOOK_AGAIN = 0.25
+"""Seconds between two looks at the cluster's layout, however many calls fail."""
+
+
+class RedisClusterStorage(Sharded):
+    """Sessions in a Redis Cluster, stored as `RedisStorage` does it."""
+
+    def __init__(self, hosts: Sequence[Host], options: Options, **login: Any) -> None:
+        """Begin at these hosts; they tell of the others. `login` is `username` and `password`."""
+        if re.search(r"\{[^}]+\}", options.prefix):
+            raise ConfigError(
+                f"prefix={options.prefix!r} has a hash tag, which puts all sessions on one node; use none"
+            )
+        self.timeout = options.timeout
+        self.prefix = options.prefix
+        self._options = options
+        self._context = options.context()
+        self._login = login
+        self._seeds: list[Address] = [(host.name, host.port or 6379) for host in hosts]
+        self._nodes: dict[Address, _Node] = {}
+        self._slots: list[_Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._look: asyncio.Task[None] | None = None
+        self._looked = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_open = False
+
+    @classmethod
+    def from_url(cls, url: StorageURL) -> Self:
+        """Read `redis+cluster://user:password@host:port,host:port?…`; some of the nodes suffice."""
+        if url.path.strip("/") not in {"", "0"}:
+            raise ConfigError(f"{url} names a database, and a cluster has one only; leave {url.path!r} out")
+        return cls(url.several_hosts(6379), url.options(Options), username=url.user, password=url.password)
+
+    def __repr__(self) -> str:
+        return f"<RedisClusterStorage {','.join(f'{name}:{port}' for name, port in self._seeds)}>"
+
+    async def open(self) -> None:
+        """Learn which node serves which keys, and warn where one may throw sessions away."""
+        if self._is_open:
+            return
+        self._is_open = True
+        for node in self._nodes.values():
+            node.connections.open()
+        try:
+            async with self.answering(RedisError):
+                await self._learn()
+        except StorageUnavailable as error:
+            logger.warning("opened without its server: %s", error)
+        primaries = {node for node in self._slots if node is not None}
+        await asyncio.gather(*(warn_of_eviction(node, node.connections.execute_command) for node in primaries))
+
+    async def close(self) -> None:
+        self._is_open = False
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait({self._look})
+            self._look = None
+        self._slots = [None] * REDIS_CLUSTER_HASH_SLOTS
+        for node in list(self._nodes.values()):
+            self._drop(node)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def shard_of(self, key: str) -> Storage:
+        return self.node_of(self.prefix + key)
+
+    def node_of(self, name: str) -> _Node:
+        """Give the node that serves a key, or where it is not known any other: a node tells who does."""
+        return self._slots[key_slot(name.encode())] or self._node(self._seeds[0])
+
+    async def ask(self, first: _Node, commands: Sequence[_Command], *, changes: bool = False) -> list[Any]:
+        """Send commands to a node, and those that it does not serve to the one that does; give their replies.
+
+        A command may be carried out twice, as after a lost connection; see `RedisStorage`.
+        """
+        replies: list[Any] = [None] * len(commands)
+        steps = [_Step(place, command, first) for place, command in enumerate(commands)]
+        for _ in range(_HOPS):
+            groups: dict[_Node, list[_Step]] = {}
+            for step in steps:
+                groups.setdefault(step.node or self.node_of(step.command.name), []).append(step)
+            told = await _together([self._send(node, group, changes=changes) for node, group in groups.items()])
+            steps = []
+            for (node, group), answers in zip(groups.items(), told, strict=True):
+                for step, answer in zip(group, answers, strict=True):
+                    replies[step.place] = answer
+                    if isinstance(answer, Exception):
+                        steps += self._next(step, node, answer, changes=changes)
+            if not steps:
+                break
+            if any(step.node is None for step in steps):
+                await self._learn()
+        return replies
+
+    def _next(self, step: _Step, node: _Node, answer: Exception, *, changes: bool) -> list[_Step]:
+        """Tell what is still to do for a command that got this answer."""
+        match answer:
+            case MovedError():
+                self._learn_soon()
+                return [step._replace(node=self._node_at(answer, node), is_asking=False)]
+            case AskError():  # the slot is on its way, and this key is there already, or will be
+                return [step._replace(node=self._node_at(answer, node), is_asking=True)]
+            case NoScriptError():
+                return [step._replace(command=step.command.with_script())]
+            case AuthenticationError():
+                return []
+            case LostError() | SilentError() | ClusterDownError() | OSError():
+                # With replicas to wait for, one attempt is all: see RedisStorage.
+                is_over = step.is_again or (changes and self._options.replicas)
+                self._learn_soon()
+                return [] if is_over else [step._replace(node=None, is_asking=False, is_again=True)]
+        return []
+
+    async def _send(self, node: _Node, steps: Sequence[_Step], *, changes: bool) -> list[Any]:
+        """Send these over one connection, and give an answer or an error for each."""
+        commands: list[tuple[Any, ...]] = []
+        for step in steps:
+            if step.is_asking:
+                commands.append(("ASKING",))
+            commands.append(step.command.words)
+        connections = node.connections
+        try:
+            answers = iter(await (connections.change if changes else connections.execute)(commands))
+        except (RedisError, OSError) as error:
+            return [error] * len(steps)
+        except asyncio.CancelledError:  # it may hang, and another take its place
+            self._learn_soon()
+            raise
+        return [(next(answers), next(answers))[1] if step.is_asking else next(answers) for step in steps]
+
+    # The layout.
+
+    def _node(self, address: Address) -> _Node:
+        node = self._nodes.get(address)
+        if node is None:
+            name, port = address
+            connections = Connections(
+                self._options.pool_size,
+                self._context,
+                timeout=self.timeout,
+                replicas=self._options.replicas,
+                **self._login,
+                host=name,
+                port=port,
+                db=0,
+            )
+            node = self._nodes[address] = _Node(self, address, connections)
+            if self._is_open:
+                connections.open()
+        return node
+
+    def _node_at(self, redirection: AskError, by: _Node) -> _Node:
+        return self._node((redirection.host or by.address[0], redirection.port))
+
+    async def _learn(self) -> None:
+        """Wait for a look at the layout: the one under way, or a new one unless the last is young."""
+        self._learn_soon()
+        if self._look is not None:
+            await asyncio.wait({self._look})
+
+    def _learn_soon(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._is_open and (self._look is None or (self._look.done() and now - self._looked > _LOOK_AGAIN)):
+            self._look = asyncio.create_task(self._look_around())
+
+    async def _look_around(self) -> None:
+        """Take the layout that one of the nodes tells, asked in any order, the next when one takes its time."""
+        addresses = [*dict.fromkeys([*self._nodes, *self._seeds])]
+        random.shuffle(addresses)
+        asked: dict[asyncio.Task[Any], _Node] = {}
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.timeout):
+                while addresses or asked:
+                    if addresses:
+                        node = self._node(addresses.pop())
+                        asked[asyncio.create_task(node.connections.execute_command("CLUSTER", "SLOTS"))] = node
+                    done, _ = await asyncio.wait(
+                        asked,
+                        timeout=self.timeout / 10 if addresses else None,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    for task in done:
+                        node = asked.pop(task)
+                        if task.exception() is None:
+                            self._take(parse_cluster_slots(task.result(), current_host=node.address[0]))
+                            return
+        except TimeoutError:
+            pass
+        finally:
+            self._looked = loop.time()
+            for task in asked:
+                task.cancel()
+            if asked:
+                await asyncio.wait(asked)
+
+    def _take(self, layout: dict[tuple[int, int], dict[str, Any]]) -> None:
+        slots: list[_Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        members = set(self._seeds)
+        for (start, end), servers in layout.items():
+            slots[start : end + 1] = [self._node(servers["primary"])] * (end + 1 - start)
+            members |= {servers["primary"], *servers["replicas"]}
+        self._slots = slots
+        for address in self._nodes.keys() - members:
+            self._drop(self._nodes[address])
+
+    def _drop(self, node: _Node) -> None:
+        del self._nodes[node.address]
+        task = asyncio.create_task(node.connections.aclose())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+class _Command(NamedTuple):
+    """A command of one key."""
+
+    name: str
+    words: tuple[Any, ...]
+
+    def with_script(self) -> _Command:
+        return _Command(self.name, ("EVAL", SAVE, *self.words[2:]))
+
+
+class _Step(NamedTuple):
+    """A command on its way to the node that serves its key."""
+
+    place: int
+    command: _Command
+    node: _Node | None
+    """`None`: whichever serves the key by then."""
+    is_asking: bool = False
+    is_again: bool = False
+    """It was sent, and its answer was lost."""
+
+
+class _Node(Storage):
+    """One server of a cluster, for the keys that it serves, or was thought to."""
+
+    def __init__(self, cluster: RedisClusterStorage, address: Address, connections: Connections) -> None:
+        self.timeout = cluster.timeout
+        self.address = address
+        self.connections = connections
+        self._cluster = cluster
+
+    def __repr__(self) -> str:
+        return "<RedisClusterStorage, node {}:{}>".format(*self.address)
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        replies = await self._ask([self._command(key, "GET") for key in keys])
+        return [None if isinstance(reply, RedisError) else record_of(reply) for reply in replies]
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        versions = [version_for(write) for write in writes]
+        commands = []
+        for write, version in zip(writes, versions, strict=True):
+            name = self._cluster.prefix + write.key
+            commands.append(_Command(name, ("EVALSHA", SAVE_SHA, 1, name, *script_of(write, version))))
+        replies = await self._ask(commands, changes=True)
+        return [outcome_of(reply[0], version) for reply, version in zip(replies, versions, strict=True)]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._ask([self._command(key, "DEL") for key in keys], changes=True)
+
+    def _command(self, key: str, verb: str) -> _Command:
+        name = self._cluster.prefix + key
+        return _Command(name, (verb, name))
+
+    async def _ask(self, commands: Sequence[_Command], *, changes: bool = False) -> list[Any]:
+        async with self.answering(RedisError):
+            replies = await self._cluster.ask(self, commands, changes=changes)
+            for reply in replies:
+                # A key of another type is missing.
+                if isinstance(reply, Exception) and (changes or not str(reply).startswith("WRONGTYPE")):
+                    raise reply
+        return replies
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, list[Any]]]) -> list[list[Any]]:
+    if len(calls) == 1:
+        return [await calls[0]]
+    return await asyncio.gather(*calls)

@@ -1,0 +1,263 @@
+"""Connections to one Redis server, or to the one that the sentinels name the primary."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as LostError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+try:
+    from hiredis import pack_command
+except ImportError:  # redis-py works without it; packing is then several times slower
+    pack_command = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    from ..url import Host
+
+    Command = tuple[Any, ...]
+
+__all__ = ["Connections", "LostError", "SentinelConnections"]
+
+
+class Connections:
+    """The part of `redis.asyncio.Redis` that is needed here, for less time per command.
+
+    redis-py's ConnectionPool raises when it is full, and its BlockingConnectionPool waits on an
+    asyncio.Condition, which in Python 3.11 forgets a wake-up when the task that got it is
+    cancelled. Here nothing is awaited while a connection changes hands.
+    """
+
+    kinds: tuple[type[Any], type[Any]] = (Connection, SSLConnection)
+    """Without TLS, and with it."""
+
+    def __init__(
+        self,
+        size: int,
+        context: ssl.SSLContext | None = None,
+        *,
+        kind: type[Any] | None = None,
+        timeout: float,
+        replicas: int = 0,
+        **settings: Any,
+    ) -> None:
+        """Give a pool of `size` connections, made of `settings` as the driver knows them when they are needed.
+
+        `timeout` is of a whole verb, in seconds; `replicas` is how many must confirm a change.
+        """
+        self.size, self.context = size, context
+        self.kind = kind or self.kinds[context is not None]
+        self.replicas = replicas
+        # A share of the verb's, so that it is told which replicas are missing.
+        self._wait = ("WAIT", replicas, max(1, int(timeout * 500)))
+        # RESP2: no HELLO to wait for. No retry and no socket timeout: the storage has its own, over the whole verb.
+        fixed = {"protocol": 2, "retry": None, "socket_timeout": None, "socket_connect_timeout": timeout}
+        self.settings = {**settings, **fixed}
+        self.slots: asyncio.Semaphore | None = None
+        self.free: list[Any] = []
+
+    def __str__(self) -> str:
+        place = self.settings.get("path") or "{host}:{port}".format(**self.settings)
+        return f"{place} db={self.settings['db']}"
+
+    def open(self) -> None:
+        if self.slots is None:
+            self.slots = asyncio.Semaphore(self.size)
+            self.free = [self._make() for _ in range(self.size)]  # not connected before its first command
+
+    def _make(self) -> Any:
+        connection = self.kind(**self.settings)
+        if self.context is not None:
+            connection.ssl_context.context = self.context  # else each connection reads the files again
+        return connection
+
+    async def execute_command(self, *command: Any) -> Any:
+        """Do what the method of `redis.asyncio.Redis` does."""
+        (reply,) = await self.execute((command,))
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def execute(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands over one connection, in one piece, and give their replies; a refusal is a reply.
+
+        Raises:
+            LostError: the connection was lost, or leads to a server that is no primary any more.
+        """
+        slots, free = self.slots, self.free
+        if slots is None:
+            raise LostError("it is closed")
+        async with slots:
+            connection, transport = free.pop(), None  # the one used last
+            try:
+                if connection.is_connected and await connection.can_read():
+                    await drop(connection)  # closed by the server
+                if not connection.is_connected:
+                    await connection.connect()
+                transport = connection._writer.transport
+                pack = connection.pack_command if pack_command is None else _pack
+                # All of these disconnect when they are cancelled, so no answer is left for the next caller.
+                await connection.send_packed_command([part for command in commands for part in pack(*command)])
+                return [await _reply(connection) for _ in commands]
+            except _DemotedError as error:
+                await drop(connection)
+                raise LostError(*error.args) from error
+            finally:
+                if transport is not None and not connection.is_connected:
+                    transport.abort()  # see drop
+                free.append(connection)
+
+    async def change(self, commands: Sequence[Command]) -> list[Any]:
+        """Do what `execute` does, and wait for the replicas that must have what these commands wrote.
+
+        Raises:
+            UnconfirmedError: too few of them answered; what was written stands where it was written.
+        """
+        if not self.replicas:
+            return await self.execute(commands)
+        *replies, confirmed = await self.execute((*commands, self._wait))
+        if all(isinstance(reply, ResponseError) for reply in replies):
+            return replies  # nothing was written; a replica refuses WAIT as well
+        if isinstance(confirmed, ResponseError):
+            raise confirmed
+        if confirmed < self.replicas:
+            raise UnconfirmedError(f"{confirmed} of {self.replicas} replicas confirmed a change")
+        return replies
+
+    async def aclose(self) -> None:
+        """Disconnect, when the calls under way have ended."""
+        slots, free, self.slots = self.slots, self.free, None
+        if slots is not None:
+            try:
+                for _ in range(self.size):
+                    await slots.acquire()
+            finally:
+                for connection in free:
+                    await drop(connection)
+
+
+class _OfPrimary:
+    """A connection that is refused where the server does not think itself the primary: a sentinel may be late."""
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        connection: Any = self
+        await super().on_connect_check_health(check_health)  # type: ignore[misc]
+        await connection.send_command("ROLE")
+        role = (await connection.read_response())[0].decode()
+        if role != "master":
+            raise LostError(f"{connection.host}:{connection.port} has the role {role!r}, and not 'master'")
+
+
+class _PrimaryConnection(_OfPrimary, SentinelManagedConnection):
+    pass
+
+
+class _PrimarySSLConnection(_OfPrimary, SentinelManagedSSLConnection):
+    pass
+
+
+class SentinelConnections(Connections):
+    """Connections to the server that the sentinels name as the primary of a service.
+
+    Also what redis-py's SentinelManagedConnection asks of its pool.
+    """
+
+    kinds = (_PrimaryConnection, _PrimarySSLConnection)
+    is_master = True
+    check_connection = False
+
+    def __init__(
+        self,
+        sentinels: Sequence[Host],
+        service: str,
+        size: int,
+        context: ssl.SSLContext | None = None,
+        *,
+        timeout: float,
+        sentinel_settings: dict[str, Any],
+        **settings: Any,
+    ) -> None:
+        super().__init__(size, context, timeout=timeout, connection_pool=self, **settings)
+        self._addresses, self._service = [(host.name, host.port) for host in sentinels], service
+        # They are asked one after the other, so that a silent one must leave time for the others.
+        share = timeout / (len(sentinels) + 2)
+        self._sentinel_settings = {
+            **sentinel_settings,
+            **dict.fromkeys(("socket_timeout", "socket_connect_timeout"), share),
+            "retry": Retry(NoBackoff(), 0),  # redis-py's own ten take seconds
+        }
+        self._address: tuple[str, int] | None = None
+
+    def __str__(self) -> str:
+        sentinels = ",".join(f"{name}:{port}" for name, port in self._addresses)
+        return f"{self._service!r} of the sentinels {sentinels} db={self.settings['db']}"
+
+    def open(self) -> None:
+        if self.slots is None:
+            self._sentinel = Sentinel(self._addresses, sentinel_kwargs=self._sentinel_settings)  # type: ignore[no-untyped-call]
+        super().open()
+
+    async def get_master_address(self) -> tuple[str, int]:
+        try:
+            address: tuple[str, int] = await self._sentinel.discover_master(self._service)
+        except MasterNotFoundError as error:  # which shows each client with all its settings
+            raise LostError(re.sub(r"<redis\.asyncio\.client\.Redis\(.*?\)>\)>\)> - ", "", str(error))) from error
+        if address != self._address:
+            self._address = address
+            for connection in self.free:  # they lead to the old one, which may not know yet
+                if connection.is_connected:
+                    connection._writer.transport.abort()
+        return address
+
+    async def aclose(self) -> None:
+        was_open = self.slots is not None
+        await super().aclose()
+        if was_open:
+            await self._sentinel.aclose()
+
+
+class UnconfirmedError(RedisError):
+    """A change was made, but is not on as many replicas as were asked for."""
+
+
+class _DemotedError(Exception):
+    """The server is not, or not any more, one to write to; the name may lead to another now."""
+
+
+def _pack(*command: Any) -> tuple[bytes]:
+    return (pack_command(command),)
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ReadOnlyError as error:
+        raise _DemotedError(f"READONLY {error}") from error
+    except ResponseError as error:
+        if str(error).startswith("NOREPLICAS"):  # as of a primary that was cut off from all others
+            raise _DemotedError(str(error)) from error
+        return error
+
+
+async def drop(connection: Any) -> None:
+    """Disconnect without waiting for a peer that may hang.
+
+    redis-py only closes: the socket then stays until the peer has read what is unsent, and answered TLS's goodbye.
+    """
+    if connection.is_connected:
+        connection._writer.transport.abort()
+    await connection.disconnect()
