@@ -299,40 +299,6 @@ async def test_a_server_that_accepts_and_says_nothing_is_told_in_time(proxy: Pro
         assert loop.time() - before < TIMEOUT + 0.5
 
 
-async def test_a_paused_server_is_told_in_time_and_the_loop_goes_on(server: Private, hasty: MySQLStorage) -> None:
-    loop = asyncio.get_running_loop()
-    key = new_key()
-    await create(hasty, key)
-    server.pause()
-    try:
-        async with ticking():
-            before = loop.time()
-            verbs = [hasty.load([key]), hasty.delete([new_key()]), hasty.save([Write(new_key(), None, b"", 60)])]
-            results = await asyncio.gather(*verbs, *(hasty.load([key]) for _ in range(20)), return_exceptions=True)
-            assert all(isinstance(result, StorageUnavailable) for result in results)
-            assert loop.time() - before < TIMEOUT + 0.5
-    finally:
-        server.resume()
-    assert await data_of(hasty, key) == b"data"
-
-
-async def test_service_returns_by_itself_after_a_crash(server: Private, hasty: MySQLStorage) -> None:
-    loop = asyncio.get_running_loop()
-    key = new_key()
-    await create(hasty, key)
-    await asyncio.gather(*(hasty.load([key]) for _ in range(10)))
-    server.kill()
-    try:
-        before = loop.time()
-        with pytest.raises(StorageUnavailable):
-            await hasty.load([key])
-        assert loop.time() - before < TIMEOUT + 0.5
-    finally:
-        server.start()
-    found = await asyncio.gather(*(data_of(hasty, key) for _ in range(20)))
-    assert found == [b"data"] * 20
-
-
 async def test_a_server_that_is_down_at_open_serves_once_it_is_up(server: Private, url: str) -> None:
     server.stop()
     try:

@@ -35,7 +35,6 @@ from .law import create, new_key
 from .proxy import Proxy
 from .servers import Redis as RedisServer
 from .servers import Server, free_port
-from .ticking import ticking
 
 
 @pytest.fixture(scope="module")
@@ -330,51 +329,12 @@ async def test_a_lost_answer_is_tried_again_with_a_users_client_that_does_not_re
 # Outages
 
 
-async def test_a_killed_server_is_an_outage_and_its_return_is_noticed(own: Server) -> None:
-    key = new_key()
-    async with opened(own) as storage:
-        version = await create(storage, key)
-        own.kill()
-        for verb in (storage.load([key]), storage.save([Write(key, version, b"x", 60)]), storage.delete([key])):
-            await fails(verb, 1)
-        own.start()
-        give_up = time.monotonic() + 1
-        while True:
-            try:
-                assert await storage.load([key]) == [Record(version, b"data")]
-                break
-            except StorageUnavailable:
-                assert time.monotonic() < give_up
-                await asyncio.sleep(0.05)
-        (outcome,) = await storage.save([Write(key, version, b"more", 60)])
-        assert isinstance(outcome, Saved)
-
-
 async def test_a_server_that_is_down_at_the_start_is_no_error_until_it_is_asked(own: Server) -> None:
     own.stop()
     async with opened(own) as storage:
         assert str(own.port) in await fails(storage.load([new_key()]), 1)
         own.start()
         assert await storage.load([new_key()]) == [None]
-
-
-async def test_a_paused_server_is_an_outage_in_time_and_holds_up_nothing_else(own: Server) -> None:
-    key = new_key()
-    async with opened(own, timeout=0.5) as storage:
-        version = await create(storage, key)
-        own.pause()
-        try:
-            verbs = [
-                storage.load([key]),
-                storage.save([Write(key, version, b"x" * 100_000, 60)]),
-                storage.delete([new_key()]),
-            ]
-            async with ticking():
-                messages = await asyncio.gather(*(fails(verb, 1.0) for verb in verbs))
-        finally:
-            own.resume()
-        assert all("0.5 s" in message for message in messages)
-        assert (await storage.load([key]))[0] is not None
 
 
 async def test_a_call_that_was_given_up_leaves_no_socket_behind(own: Server) -> None:
@@ -400,16 +360,6 @@ async def test_a_cancelled_waiter_does_not_take_the_free_connection_with_it(serv
         assert await first == [None]
         assert await waiting == [None]
         await asyncio.gather(cancelled, return_exceptions=True)
-
-
-async def test_a_full_pool_of_stalled_calls_is_an_outage_in_time(own: Server) -> None:
-    async with opened(own, timeout=0.5, pool_size=2) as storage:
-        own.pause()
-        try:
-            await asyncio.gather(*(fails(storage.load([new_key()]), 1.0) for _ in range(20)))
-        finally:
-            own.resume()
-        assert await storage.load([new_key()]) == [None]
 
 
 async def test_a_users_client_with_the_drivers_ten_retries_is_held_to_the_deadline(own: Server) -> None:

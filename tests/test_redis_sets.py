@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from redis.crc import key_slot
@@ -18,7 +18,10 @@ from aiohttp_store.storages import storage_from_url
 from .conftest import PATIENCE, Serve
 from .law import create, new_key
 from .servers import Redis, RedisCluster, RedisSentinels, Sentinel, wait_until
+from .ticking import ticking
 from .visitors import count, served, visiting
+
+T = TypeVar("T")
 
 TIMEOUT = 1.0
 LATEST = 2 * TIMEOUT + 3
@@ -43,8 +46,19 @@ def sentinels(tmp_path: Path) -> Iterator[RedisSentinels]:
     server.kill()
 
 
-async def wait_for(met: object, within: float = 30) -> None:
-    await asyncio.to_thread(wait_until, met, within)  # type: ignore[arg-type]
+async def wait_for(met: Callable[[], bool], within: float = 30) -> None:
+    await asyncio.to_thread(wait_until, met, within)
+
+
+async def returns(verb: Callable[[], Awaitable[T]]) -> T:
+    """Give what the verb gives when the service is back."""
+    give_up = time.monotonic() + LATEST
+    while True:
+        try:
+            return await verb()
+        except StorageUnavailable:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.05)
 
 
 def is_primary(node: Redis) -> bool:
@@ -77,14 +91,25 @@ async def test_a_new_primary_is_found_while_the_old_one_is_away(cluster: RedisCl
         with pytest.raises(StorageUnavailable):
             await storage.load(keys)
         await wait_for(lambda: is_primary(cluster.nodes[3]))
-        give_up = time.monotonic() + LATEST
-        while True:
-            with contextlib.suppress(StorageUnavailable):
-                assert (await storage.load(keys))[0] is not None
-                await create(storage, keys[1])
-                break
-            assert time.monotonic() < give_up
-            await asyncio.sleep(0.05)
+        assert (await returns(lambda: storage.load(keys)))[0] is not None
+        await create(storage, keys[1])
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_a_cluster_that_is_away_is_an_outage_in_time_and_its_return_is_noticed(
+    how: str, cluster: RedisCluster
+) -> None:
+    keys = [new_key() for _ in range(20)]
+    async with open_storage(f"{cluster.url}?timeout={TIMEOUT}") as storage, ticking(TIMEOUT / 2):
+        for key in keys:
+            await create(storage, key)
+        await asyncio.to_thread(getattr(cluster, how))
+        for verb in (storage.load(keys), storage.delete(keys)):
+            async with asyncio.timeout(LATEST):
+                with pytest.raises(StorageUnavailable):
+                    await verb
+        await asyncio.to_thread(cluster.start if how == "kill" else cluster.resume)
+        await returns(lambda: storage.load(keys))
 
 
 async def test_slots_move_while_visitors_come(cluster: RedisCluster, serve: Serve) -> None:

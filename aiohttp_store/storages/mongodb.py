@@ -227,12 +227,14 @@ class MongoDBStorage(Storage):
         # A secondary may still show a session that was ended.
         self._collection = collection.with_options(codec_options=CodecOptions(), read_preference=ReadPreference.PRIMARY)
 
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _call(self, call: Callable[[], Awaitable[T]], *, is_bounded: bool = True) -> T:
         """Make one call of the driver, which goes on to its own end where its caller is cancelled.
 
         A cancelled call of PyMongo leaks the socket that it is connecting, and one of motor goes on in its thread.
+        So it is bounded as a whole: the driver's time-outs add up, and what nobody waits for any more would keep
+        motor's threads from serving when the server is back.
         """
-        with pymongo.timeout(self.timeout) if self._source is None else nullcontext():
+        with pymongo.timeout(self.timeout) if is_bounded or self._source is None else nullcontext():
             running = asyncio.ensure_future(call())
         self._calls.add(running)
         running.add_done_callback(self._settle)
@@ -306,7 +308,8 @@ class MongoDBStorage(Storage):
     async def _index(self) -> None:
         while True:
             try:
-                await self._call(lambda: self._collection.create_index("e", expireAfterSeconds=0))
+                # Unbounded, as the server would give up building it for a large collection at the deadline.
+                await self._call(lambda: self._collection.create_index("e", expireAfterSeconds=0), is_bounded=False)
             except AutoReconnect:
                 await asyncio.sleep(_INDEX_AGAIN)
             except PyMongoError as error:
@@ -362,6 +365,8 @@ def _settings(given: dict[str, Any], options: Options) -> dict[str, Any]:
     settings: dict[str, Any] = dict.fromkeys(bounds, milliseconds)
     # With PyMongo's 2, one lost connection fails all calls that are waiting to connect, and costs 1.5 s, not 0.5 s.
     settings["maxConnecting"] = 2 * _CONCURRENT
+    # With PyMongo's 10 s, a server that refused a login, as while a password is changed, is left alone for so long.
+    settings["heartbeatFrequencyMS"] = 500
     if not {"w", "journal", "fsync"} & given.keys():
         settings.update(w="majority", journal=True)  # without the journal, a server that dies forgets its last 0.1 s
     if options.pool_size is not None:
