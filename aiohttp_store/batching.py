@@ -18,6 +18,8 @@ __all__ = ["Batcher", "ShardedBatcher"]
 
 MAX_TRIPS = 2
 """Round trips of one kind under way at once, so that a stalled one does not hold the next."""
+STALLED = 1 / 2
+"""The share of its deadline after which a trip does not count: its connection may have died without a word."""
 PATIENCE = 0.002
 """Seconds that the next trip waits for the first to come back, and for company: few full trips cost less than many."""
 LINGER = 3
@@ -190,8 +192,8 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             return future
         if self._due is None:
             if self._trips:
-                if len(self._trips) < MAX_TRIPS:
-                    self._due = loop.call_later(PATIENCE, self._depart)
+                patience = PATIENCE if len(self._trips) < MAX_TRIPS else self._until_place()
+                self._due = loop.call_later(patience, self._depart)
             elif self._is_crowded:
                 self._linger(LINGER)
             else:
@@ -287,14 +289,24 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
         try:
             items, waiters = self._take()
             self._is_crowded = len(items) > 1
-            if self._is_waiting() and len(self._trips) < MAX_TRIPS:  # they found no room
+            if self._is_waiting() and self._until_place() <= 0:  # they found no room
                 self._depart()
             if items:
                 await self._carry(items, waiters)
         finally:
             self._trips.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
-            if self._is_waiting() and len(self._trips) < MAX_TRIPS:
-                self._linger(LINGER)
+            if self._is_waiting():
+                if (patience := self._until_place()) <= 0:
+                    self._linger(LINGER)
+                elif self._due is None:
+                    self._due = asyncio.get_running_loop().call_later(patience, self._depart)
+
+    def _until_place(self) -> float:
+        """Give the seconds until another trip may depart, 0 or less for now."""
+        if len(self._trips) < MAX_TRIPS:
+            return 0
+        stopped = list(self._trips.values())[-MAX_TRIPS]
+        return stopped - asyncio.get_running_loop().time() - (2 - STALLED) * self._storage.timeout
 
     def _linger(self, turns: int) -> None:
         """Let the requests join that came while this turn of the event loop was busy with the answers."""

@@ -455,6 +455,47 @@ async def test_who_is_tried_alone_is_answered_also_when_the_trip_is_stopped() ->
     assert all(isinstance(future.exception(), StorageUnavailable) for future in waiting)
 
 
+@pytest.mark.parametrize("is_asked_late", [False, True])
+async def test_trips_that_hang_give_way_after_half_of_their_deadline(*, is_asked_late: bool) -> None:
+    storage = Gated()
+    storage.timeout = 2.0
+    batcher: Batcher[None, Record | None] = Batcher(storage, lambda _, record: record, lambda *_: None)
+    began = asyncio.get_running_loop().time()
+    for number in range(MAX_TRIPS):
+        batcher.load(f"stuck{number}", None)
+        await settle(PATIENCE * 2)
+    if is_asked_late:
+        await asyncio.sleep(1.1)
+    waiting = batcher.load("next", None)
+    async with asyncio.timeout(5):
+        while len(storage.trips) == MAX_TRIPS:
+            await asyncio.sleep(0.01)
+    assert asyncio.get_running_loop().time() - began >= 1
+    assert storage.trips[MAX_TRIPS:] == [["next"]]
+    storage.gate.set()
+    assert await waiting == Record(b"v", b"next")
+    await batcher.finish(1)
+
+
+async def test_what_waits_behind_trips_that_hang_goes_on_when_a_later_one_is_back() -> None:
+    storage = Gated()
+    storage.timeout = 2.0
+    batcher: Batcher[None, Record | None] = Batcher(storage, lambda _, record: record, lambda *_: None)
+    for number in range(MAX_TRIPS):
+        batcher.load(f"stuck{number}", None)
+        await settle(PATIENCE * 2)
+    storage.gate = asyncio.Event()  # those before wait for another, which nobody sets
+    await asyncio.sleep(1.1)
+    keys = [f"{number}" for number in range(3 * MAX_KEYS)]
+    waiting = [batcher.load(key, None) for key in keys]
+    await settle(PATIENCE * 2)
+    assert storage.under_way == 2 * MAX_TRIPS
+    storage.gate.set()
+    async with asyncio.timeout(0.8):  # before the first ones are stopped
+        assert await asyncio.gather(*waiting) == [Record(b"v", key.encode()) for key in keys]
+    await batcher.finish(0.1)
+
+
 class Lettered(Sharded):
     """A storage over one server for each letter that keys begin with."""
 

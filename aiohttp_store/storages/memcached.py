@@ -45,7 +45,7 @@ class Options(TLSOptions):
     """Stands before each key; two applications on one server need two prefixes."""
     timeout: float = 2.0
     """Seconds within which every call answers or raises `StorageUnavailable`."""
-    pool_size: int = 4
+    pool_size: int = 16
     """How many connections to one node are open at most; who finds none free waits."""
 
     def __post_init__(self) -> None:
