@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from aiohttp import hdrs, web
 
 from .batching import Batcher
-from .codec import Codec, Envelope, JSONCodec, UndecodableError, UnknownFormatError
+from .codec import MOVED, Codec, Envelope, JSONCodec, MovedError, UndecodableError, UnknownFormatError
 from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching, key_of_id
 from .errors import ConfigError, SessionConflict, StorageUnavailable
 from .log import logger, once, seldom
@@ -151,6 +151,8 @@ class Manager:
         version, encoded = record
         try:
             envelope, data = self._decode(encoded)
+        except MovedError:
+            return Session(self, {})
         except UnknownFormatError as error:
             seldom(logger.warning, "session %s is left alone: %s", key[:8], error)
             return Session(self, {})
@@ -362,17 +364,22 @@ class Manager:
         return None
 
     async def _renew(self, session: Session, stored: Stored, draft: bytes) -> Record | None:
-        """Store under a new id, then remove the old one on condition that nobody touched it meanwhile."""
+        """Store under a new id, then end the old one on condition that nobody touched it meanwhile.
+
+        It is overwritten before it is deleted: a write whose answer was lost finds its own version when it is tried
+        again, where a removal finds nothing, and cannot be told from another's logout.
+        """
         life, renewals = session._life, session._renewals
         fresh = await self._put_under_new_id(self._first_envelope(session, draft)) if draft else None
         outcome: Outcome | None = None
         try:
-            outcome = await self._batcher.save(Write(stored.key, stored.version, None, 1))
+            outcome = await self._batcher.save(Write(stored.key, stored.version, MOVED, self._longest_trip()))
         finally:
             if fresh is not None and not isinstance(outcome, Saved):
                 self._spawn(self._discard(fresh.key))  # nobody knows its id
         match outcome:
             case Saved():
+                self._spawn(self._discard(stored.key))
                 self._settle(session, life, fresh, renewals)
                 logger.info("session %s renewed as %s", stored.key[:8], fresh.key[:8] if fresh else "nothing")
             case Gone():
@@ -426,7 +433,9 @@ class Manager:
         try:
             envelope, theirs = self._decode(record.data)
         except (UndecodableError, UnknownFormatError) as error:
-            seldom(logger.warning, "session %s was replaced by a record that cannot be read: %s", stored.key[:8], error)
+            if not isinstance(error, MovedError):
+                what = "session %s was replaced by a record that cannot be read: %s"
+                seldom(logger.warning, what, stored.key[:8], error)
             self._lose(session, session._life, stored)
             return
         mine = self._copy(session._data)
@@ -541,6 +550,10 @@ class Manager:
 
     def _ttl(self, envelope: Envelope) -> int:
         return max(1, math.ceil(self._ends(envelope) - self.clock()))
+
+    def _longest_trip(self) -> int:
+        """Give the seconds within which a write that was not answered is tried again."""
+        return math.ceil(2 * self.storage.timeout) + 1
 
     def _encode(self, data: dict[str, Any]) -> bytes:
         encoded = self.codec.dumps(data)
