@@ -297,7 +297,7 @@ class Manager:
     async def _writing(self, session: Session) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Record | None]]]:
         """Queue up behind other writers of this session, in one budget, and give the way to attempt a write."""
         conflicts, last = 0, -math.inf
-        loop = asyncio.get_running_loop()
+        loop, budget = asyncio.get_running_loop(), asyncio.timeout(self.storage.timeout)
 
         async def attempt() -> Record | None:
             nonlocal conflicts, last
@@ -307,7 +307,7 @@ class Manager:
             return record
 
         try:
-            async with self._within_budget(), self._turns.of(id(session)):
+            async with self._within_budget(budget), self._turns.of(id(session)):
                 if not self._is_open:
                     await self.open()
                 if session._stored is None:  # nobody else knows of it
@@ -316,7 +316,8 @@ class Manager:
                     async with self._turns.of(session._stored.key):
                         yield attempt
         except StorageUnavailable as error:
-            if loop.time() - last < self.storage.timeout / 2:  # it answered until the end: others were faster
+            # One conflict is no contest; and it answered until the end, so others were faster.
+            if conflicts > 1 and budget.expired() and loop.time() - last < self.storage.timeout / 2:
                 raise SessionConflict(
                     f"other requests won {conflicts} times within {self.storage.timeout:g} s"
                 ) from error
@@ -567,9 +568,10 @@ class Manager:
         return self._loads(self._encode(data))
 
     @asynccontextmanager
-    async def _within_budget(self) -> AsyncIterator[None]:
+    async def _within_budget(self, budget: asyncio.Timeout | None = None) -> AsyncIterator[None]:
+        budget = asyncio.timeout(self.storage.timeout) if budget is None else budget
         try:
-            async with asyncio.timeout(self.storage.timeout) as budget:
+            async with budget:
                 yield
         except TimeoutError as error:
             if not budget.expired():
