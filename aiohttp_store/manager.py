@@ -203,12 +203,13 @@ class Manager:
             if self._is_open and self._turns.take_now(*turns):
                 # As most requests end: by one write that nobody competes with. It is carried out even if the request
                 # is cancelled, and needs no task for that.
+                ends = asyncio.get_running_loop().time() + self.storage.timeout
                 try:
                     record = await self._attempt(session, draft, session)
                 finally:
                     self._turns.give(*turns)
                 if record is not None:
-                    await self._protected(self._commit(session, record))
+                    await self._protected(self._commit(session, record, ends))
             else:
                 await self._protected(self._commit(session))
         if not session._sealed:
@@ -257,8 +258,11 @@ class Manager:
             session._created, session._idle_timeout = read._created, read._idle_timeout
             session._renewals, session._forced = 0, False
 
-    async def _commit(self, session: Session, record: Record | None = None, *, is_forced: bool = False) -> None:
-        async with self._writing(session) as attempt:
+    async def _commit(
+        self, session: Session, record: Record | None = None, ends: float | None = None, *, is_forced: bool = False
+    ) -> None:
+        """Write until it is done; `record` was in the way of an attempt before, in a budget that `ends` then."""
+        async with self._writing(session, ends) as attempt:
             session._forced |= is_forced
             if record is None:
                 record = await attempt()
@@ -294,10 +298,13 @@ class Manager:
             session._touched, session._forced = True, False
 
     @asynccontextmanager
-    async def _writing(self, session: Session) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Record | None]]]:
+    async def _writing(
+        self, session: Session, ends: float | None = None
+    ) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Record | None]]]:
         """Queue up behind other writers of this session, in one budget, and give the way to attempt a write."""
         conflicts, last = 0, -math.inf
-        loop, budget = asyncio.get_running_loop(), asyncio.timeout(self.storage.timeout)
+        loop = asyncio.get_running_loop()
+        budget = asyncio.timeout_at(loop.time() + self.storage.timeout if ends is None else ends)
 
         async def attempt() -> Record | None:
             nonlocal conflicts, last

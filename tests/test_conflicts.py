@@ -216,6 +216,24 @@ async def test_an_outage_after_conflicts_is_an_outage(conflicts: int, seconds: f
     assert await shown(client) == {"a": 1}
 
 
+async def test_one_budget_for_the_end_of_a_request_includes_its_first_attempt(serve: Serve) -> None:
+    class Slow(Contended):
+        saves = 0
+
+        async def save(self, writes: Any) -> Any:
+            if self.contended:
+                self.saves += 1
+                await asyncio.sleep(0.7 * self.timeout)
+            return await super().save(writes)
+
+    storage = Slow()
+    client = await start(serve, storage)
+    await send(client, "/put", a=1)
+    storage.contended = True
+    assert await send(client, "/put", b=2) == 503
+    assert storage.saves == 2
+
+
 class Silent(Remote):
     timeout = 0.2
     mute = False
