@@ -11,6 +11,7 @@ from .conftest import STORAGES
 
 SEED = "1"
 TIMES = {"longest_wait", "longest_stall", "longest_recovery"}
+LONGEST_STALL = 1.0  # of the event loop alone: the time that the machine gave to others is taken out
 LATEST = 4.0  # two budgets of 0.5 s, and what a busy machine adds: told apart from a driver's own 5, 10 and 30 s
 
 
@@ -19,7 +20,8 @@ def test_nothing_is_lost_mixed_up_or_late_while_servers_and_networks_fail(storag
     print(table({storage_name: tally}, SHORT))
     assert not tally.findings
     assert not missed(tally, SHORT) - TIMES
-    assert max(tally.longest_wait, tally.longest_stall, tally.longest_recovery) < LATEST
+    assert tally.longest_stall < LONGEST_STALL
+    assert max(tally.longest_wait, tally.longest_recovery) < LATEST
     assert_there_was_chaos(storage_name, tally)
 
 

@@ -26,9 +26,7 @@ class Stage:
     wire: Child
     random: random.Random
     brief: float
-    """Seconds of a fault that need not outlast a deadline."""
     long: float
-    """Seconds of a fault that outlasts every deadline."""
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(self.random.uniform(0.5, 1.0) * seconds)
@@ -76,8 +74,8 @@ async def half_and_silence(stage: Stage) -> None:
 
 
 async def half_and_cut(stage: Stage) -> None:
-    await stage.wire.ask("break", stage.random.choice(["cut", "reset"]), stage.random.choice([0.2, 0.5]))
-    await stage.wait(stage.brief)
+    await stage.wire.ask("break", stage.random.choice(["cut", "reset"]), 0.4)
+    await stage.wait(2 * stage.brief)
     await stage.mend()
 
 

@@ -33,12 +33,15 @@ class Plan:
     """At least; each fault comes once before any comes twice, and all of them come."""
     timeout: float
     brief: float
+    """What need not outlast a deadline."""
+    long: float
+    """What outlasts a deadline, and in the long form what a request may wait."""
     calm: float
     """After each fault, once service has returned."""
 
 
-SHORT = Plan(seconds=0.0, timeout=0.5, brief=0.25, calm=0.15)
-LONG = Plan(seconds=60.0, timeout=1.0, brief=1.0, calm=1.0)
+SHORT = Plan(seconds=0.0, timeout=0.5, brief=0.25, long=0.8, calm=0.15)
+LONG = Plan(seconds=60.0, timeout=1.0, brief=1.0, long=4.0, calm=1.0)
 
 
 def run(name: str, plan: Plan, seed: str, folder: Path) -> Tally:
@@ -78,7 +81,7 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
                 tally=tally,
                 timeout=plan.timeout,
                 is_durable=name in DURABLE,
-                think=_THINK.get(name, 0.15),
+                think=_THINK.get(name, 0.12),
             )
             visitors = [asyncio.create_task(Visitor(world, number, seed).live()) for number in range(VISITORS)]
             try:
@@ -87,7 +90,7 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
                     await asyncio.sleep(max(plan.seconds, 1))
                 else:
                     draw = random.Random(seed)
-                    await _misfortune(plan, Stage(world, server, wire, draw, plan.brief, 1.5 * plan.timeout + 0.1))
+                    await _misfortune(plan, Stage(world, server, wire, draw, plan.brief, plan.long))
                 world.stopping = True
                 await asyncio.gather(*visitors)
             finally:

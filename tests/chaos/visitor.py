@@ -104,14 +104,15 @@ class Visitor:
         self.dead: deque[str] = deque(maxlen=_DEAD)
         self.tokens = 0
         self.acts: dict[Callable[[], Coroutine[Any, Any, object]], int] = {
-            self.show: 25,
-            self.write: 25,
-            self.apply: 18,
-            self.meet: 0 if self.is_strict else 10,
-            self.renew: 6,
-            self.log_in_anew: 3,
+            self.show: 15,
+            self.write: 20,
+            self.apply: 20,
+            self.meet: 0 if self.is_strict else 15,
+            self.race: 0 if self.is_strict else 6,
+            self.renew: 8,
+            self.log_in_anew: 5,
             self.log_out: 5,
-            self.knock: 8,
+            self.knock: 10,
         }
 
     async def live(self) -> None:
@@ -140,9 +141,10 @@ class Visitor:
 
     async def log_in(self) -> None:
         answer = await self.ask("login", None)
-        if answer.is_acknowledged:
-            assert answer.cookie
+        if answer.is_acknowledged and answer.cookie:
             self.known = Known(answer.cookie, answer.sent)
+        elif answer.is_acknowledged:
+            self.find("errors", "logged in, and was given no cookie")
 
     async def log_in_anew(self) -> None:
         await self._change_cookie("login")
@@ -179,11 +181,19 @@ class Visitor:
             known.logged.append(token)
 
     async def meet(self) -> None:
-        """Change different keys by requests under way at once: both changes stay."""
-        known, tokens = self._here(), [self._token(), self._token()]
-        answers = await asyncio.gather(*[self._visit("part", token=token) for token in tokens])
-        if self.known is known:
-            known.kept += [token for token, answer in zip(tokens, answers, strict=True) if answer.is_acknowledged]
+        """Change different keys, or one by `apply`, in requests under way at once: both changes stay."""
+        known = self._here()
+        asked = [(self.random.choice(["part", "apply"]), self._token()) for _ in range(2)]
+        known.excused |= {token for _, token in asked}
+        answers = await asyncio.gather(*[self._visit(act, token=token) for act, token in asked])
+        for (act, token), answer in zip(asked, answers, strict=True):
+            if self.known is known and answer.is_acknowledged:
+                (known.kept if act == "part" else known.logged).append(token)
+
+    async def race(self) -> None:
+        """End the session's id while another request writes to it: the write does not bring it back."""
+        known, end = self._here(), self.random.choice([self.log_out, self.renew])
+        await asyncio.gather(self.ask("part", known.cookie, token=self._token()), end())
 
     async def log_out(self) -> None:
         known = self._here()
@@ -204,7 +214,7 @@ class Visitor:
         if not answer.is_acknowledged:
             self.dead.append(cookie)
         elif answer.data:
-            self.find("undone", f"the session of {cookie[:8]}… lives, though its end was acknowledged: {answer.data}")
+            self.find("undone", f"the session of {cookie[:16]}… lives, though its end was acknowledged: {answer.data}")
         elif not self.world.stopping and self.random.random() < 0.5:
             self.dead.append(cookie)
         return answer
@@ -216,8 +226,7 @@ class Visitor:
             known.may_be_over = True
             return
         if act == "login":
-            assert answer.cookie
-            self.known = Known(answer.cookie, answer.sent)
+            self.known = Known(answer.cookie or "", answer.sent)
         else:
             self._look(known, answer)
             if self.known is None:
@@ -250,11 +259,7 @@ class Visitor:
         if answer.is_acknowledged:
             known.quiet |= act != "show"
             self._look(known, answer)
-        elif answer.status == 409 and self.is_strict and not known.quiet:
-            pass  # a write that was given up has come between
-        elif answer.status == 409:
-            self.find("conflicts", f"was answered 409 to {act} {query}")
-        if not answer.is_acknowledged:
+        else:
             known.quiet = False
             known.given_up = time.monotonic()
         return answer
@@ -286,7 +291,11 @@ class Visitor:
                         self.find("foreign", f"asked {act} and was answered {shown}")
                 elif response.status == 503:
                     self.tally.unavailable += 1
-                elif response.status != 409:
+                elif response.status == 409 and self.is_strict and self.known and not self.known.quiet:
+                    pass  # a write that was given up has come between
+                elif response.status == 409:
+                    self.find("conflicts", f"was answered 409 to {act} {query}")
+                else:
                     self.find("errors", f"was answered {response.status} to {act}: {body[:200]!r}")
         except TimeoutError:
             if patience == GIVE_UP:
