@@ -85,7 +85,7 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
             )
             visitors = [asyncio.create_task(Visitor(world, number, seed).live()) for number in range(VISITORS)]
             try:
-                await asyncio.sleep(1)
+                await asyncio.sleep(5 * plan.calm)
                 if server is None or wire is None:
                     await asyncio.sleep(max(plan.seconds, 1))
                 else:
