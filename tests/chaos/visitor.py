@@ -76,7 +76,7 @@ class Known:
     unsure: dict[int, tuple[float, bool]] = field(default_factory=dict)
     """Plain writes that may be carried out: when they were given up, and whether they may go on in the app."""
     given_up: float = 0.0
-    """When a request last ended that may write later."""
+    """When the visitor last dropped a request, which may go on in the app and write again over what others wrote."""
     excused: set[int] = field(default_factory=set)
     """Counted writes that may count twice, since others may have come between."""
     doubled: set[int] = field(default_factory=set)
@@ -261,7 +261,8 @@ class Visitor:
             self._look(known, answer)
         else:
             known.quiet = False
-            known.given_up = time.monotonic()
+            if answer.status is None:
+                known.given_up = time.monotonic()
         return answer
 
     async def ask(self, act: str, cookie: str | None, **query: Any) -> Answer:
