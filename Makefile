@@ -2,7 +2,7 @@
 # make test    run every test on real servers, with branch coverage
 # make lint    ruff, ruff format, mypy --strict
 # make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
-# make chaos   break every server and its network under 64 visitors; takes eight minutes (ARGS='--storage redis')
+# make chaos   break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make servers install the servers that the tests need and that are missing
 
 PYTHON ?= python3

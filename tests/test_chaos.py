@@ -27,5 +27,8 @@ def test_nothing_is_lost_mixed_up_or_late_while_servers_and_networks_fail(storag
 
 def assert_there_was_chaos(storage_name: str, tally: Tally) -> None:
     assert tally.acknowledged > 200
-    assert tally.cancelled
-    assert bool(tally.unavailable) == (STORAGES[storage_name][0] is not None)
+    if STORAGES[storage_name][0] is None:  # the calm control, which answers before anybody can leave
+        assert not tally.unavailable
+    else:
+        assert tally.unavailable
+        assert tally.cancelled_handlers

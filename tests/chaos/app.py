@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from aiohttp_store import Cookie, Session, SessionGone, get_session, new_session, setup
 
@@ -43,6 +44,23 @@ class Loop:
             return int(_WAITED_FOR_PROCESSOR.read_bytes().split()[1]) / 1e9
         except (OSError, IndexError):  # this kernel does not tell
             return 0.0
+
+
+class Cancellations:
+    """Counts the requests that ended because their client went away, in the handler or while they were saved."""
+
+    count = 0
+
+    def middleware(self) -> Middleware:
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except asyncio.CancelledError:
+                self.count += 1
+                raise
+
+        return middleware
 
 
 class Complaints(logging.Handler):
@@ -144,12 +162,15 @@ def make_app(url: str, **options: Any) -> web.Application:
 async def main(url: str) -> None:
     complaints = Complaints()
     logging.basicConfig(handlers=[complaints], level=logging.ERROR)
-    loop = Loop()
+    loop, cancellations = Loop(), Cancellations()
 
     async def tell(request: web.Request) -> web.Response:
-        return web.json_response({"longest_stall": loop.longest, "complaints": complaints.lines})
+        return web.json_response(
+            {"longest_stall": loop.longest, "cancelled": cancellations.count, "complaints": complaints.lines}
+        )
 
     app = make_app(url)
+    app.middlewares.insert(0, cancellations.middleware())  # around the one that saves
     app.add_subapp("/strict", make_app(url, on_conflict="raise", cookie=Cookie(name="strict")))
     app.router.add_get("/loop", tell)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)

@@ -99,7 +99,7 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
                 await asyncio.gather(*visitors, return_exceptions=True)
             async with http.get(f"{world.url}/loop") as response:
                 told = await response.json()
-        tally.longest_stall = told["longest_stall"]
+        tally.longest_stall, tally.cancelled_handlers = told["longest_stall"], told["cancelled"]
         for complaint in told["complaints"]:
             tally.find("errors", f"the app logged: {complaint}")
         for child in reversed(children):  # the app first: it closes its connections

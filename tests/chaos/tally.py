@@ -15,6 +15,9 @@ class Tally:
     requests: int = 0
     unavailable: int = 0
     cancelled: int = 0
+    """Requests whose visitor dropped its connection."""
+    cancelled_handlers: int = 0
+    """How many of them the app had begun."""
     conflicts: int = 0
     """Answers 409 where no other write can have come between."""
     errors: int = 0

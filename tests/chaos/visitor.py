@@ -133,9 +133,13 @@ class Visitor:
 
     async def insist(self, act: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
         """Act until it is answered 200, as nothing is broken any more."""
-        async with asyncio.timeout(GIVE_UP):
-            while not (await act()).is_acknowledged:
-                await asyncio.sleep(0.1)
+        try:
+            async with asyncio.timeout(GIVE_UP):
+                while not (await act()).is_acknowledged:
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            self.find("errors", "is not served any more, though nothing is broken")
+            self.dead.clear()
 
     # What a visitor does.
 
@@ -226,16 +230,16 @@ class Visitor:
             known.may_be_over = True
             return
         if act == "login":
-            self.known = Known(answer.cookie or "", answer.sent)
+            known = Known("", answer.sent)
         else:
             self._look(known, answer)
             if self.known is None:
                 return
-            if not answer.cookie:  # it ended between the request's reading and its writing
-                self._judge_end(known, answer)
-                return
-        self.dead.append(known.cookie)
-        known.cookie = answer.cookie or ""
+        if not answer.cookie:  # it ended between the request's reading and its writing
+            self._judge_end(known, answer)
+            return
+        self.dead.append(self._here().cookie)
+        self.known, known.cookie = known, answer.cookie
         # What is late from here on meets the old id.
         known.given_up, known.quiet = 0.0, True
         known.unsure = dict.fromkeys(known.unsure, (0.0, False))
@@ -303,7 +307,7 @@ class Visitor:
                 self.find("errors", f"got no answer to {act} within {GIVE_UP:g} s")
             else:
                 self.tally.cancelled += 1
-                return answer
+                return answer._replace(status=None)
         except ClientError as error:
             self.find("errors", f"had its connection dropped at {act}: {error!r}")
         self.tally.longest_wait = max(self.tally.longest_wait, time.monotonic() - sent)
