@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -18,9 +20,16 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).pa
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a port below those of outgoing connections, one of which could take it while its server is away.
+
+    That is no rare thing: who tries to connect to such a port from the same machine may be given it as its own,
+    and is then connected to itself. A Redis cluster's second port, 10000 above, is spared as well.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def program(*names: str) -> str:
