@@ -55,7 +55,7 @@ class Proxy:
         self.random = random.Random()
         self.requests: list[bytes] = []
         self.accepted = 0
-        self.port = 0
+        self.port = 0  # any
         self._mended = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()

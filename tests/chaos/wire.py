@@ -7,12 +7,15 @@ import sys
 from typing import Any
 
 from ..proxy import Proxy
+from ..servers import free_port
 from .child import obey
 
 
 async def main(url: str, seed: str) -> None:
-    async with Proxy(url) as proxy:
-        proxy.random.seed(seed)
+    proxy = Proxy(url)
+    proxy.random.seed(seed)
+    proxy.port = free_port()  # nobody else may be given it while it refuses connections
+    async with proxy:
 
         async def do(name: str, *arguments: Any) -> int:
             proxy.requests.clear()
