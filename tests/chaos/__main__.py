@@ -87,6 +87,8 @@ def main() -> None:
         print(f"{time.strftime('%H:%M:%S')}  {name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             tallies[name] = run(name, plan, arguments.seed, Path(folder))
+        if "longest_recovery" in missed(tallies[name], plan):
+            print(f"  recovery took longest after: {tallies[name].slowest}", file=sys.stderr, flush=True)
         for finding in tallies[name].findings:
             print(f"  {finding}", file=sys.stderr, flush=True)
     print(table(tallies, plan))
