@@ -2,6 +2,7 @@
 # make test    run every test on real servers, with branch coverage
 # make lint    ruff, ruff format, mypy --strict
 # make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
+# make chaos   break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make servers install the servers that the tests need and that are missing
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 URL ?= memory://
 PORT ?= 8080
 
-.PHONY: demo test lint bench servers clean
+.PHONY: demo test lint bench chaos servers clean
 
 demo: .venv/installed
 	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -24,6 +25,9 @@ lint: .venv/developer
 
 bench: .venv-bench/installed servers
 	.venv-bench/bin/python -m benchmarks --save benchmarks/results.json --write-docs $(ARGS)
+
+chaos: .venv/developer servers
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 servers: .venv/developer
 	sh tests/install-servers

@@ -13,10 +13,13 @@ try:
 except ModuleNotFoundError:  # the extra "speedups"
     orjson = None  # type: ignore[assignment]
 
-__all__ = ["Codec", "Envelope", "JSONCodec", "UndecodableError", "UnknownFormatError"]
+__all__ = ["MOVED", "Codec", "Envelope", "JSONCodec", "MovedError", "UndecodableError", "UnknownFormatError"]
 
 MAX_DEPTH = 254
 """How deep values may nest: what both JSON libraries can write and read again."""
+
+MOVED = b"\x00"
+"""What a renewal leaves under the old id for a moment: a format without a session."""
 
 _FORMAT = 1
 _HEADER = struct.Struct(">BQQQ")  # format, then created, written and idle_timeout in milliseconds
@@ -30,6 +33,10 @@ class UndecodableError(ValueError):
 
 class UnknownFormatError(ValueError):
     """These bytes are of a format that another version of this package writes."""
+
+
+class MovedError(UnknownFormatError):
+    """The session has another id since."""
 
 
 class Codec(Protocol):
@@ -93,7 +100,7 @@ class Envelope(NamedTuple):
         """Read what `pack` gave.
 
         Raises:
-            UnknownFormatError: the first byte is another version's.
+            UnknownFormatError: the first byte is another version's; a `MovedError` where it is `MOVED`.
             UndecodableError: the bytes are too short for an envelope.
         """
         try:
@@ -102,6 +109,8 @@ class Envelope(NamedTuple):
             number = data[0] if data else _FORMAT
             if number == _FORMAT:
                 raise UndecodableError(f"the record is cut off after {len(data)} bytes") from None
+        if data == MOVED:
+            raise MovedError("the session has been renewed")
         if number != _FORMAT:
             raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
         return cls(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER_SIZE:])

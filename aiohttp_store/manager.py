@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from aiohttp import hdrs, web
 
 from .batching import Batcher, ShardedBatcher
-from .codec import Codec, Envelope, JSONCodec, UndecodableError, UnknownFormatError
+from .codec import MOVED, Codec, Envelope, JSONCodec, MovedError, UndecodableError, UnknownFormatError
 from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching, key_of_id
 from .errors import ConfigError, SessionConflict, StorageUnavailable
 from .log import logger, once, seldom
@@ -166,6 +166,8 @@ class Manager:
         version, encoded = record
         try:
             envelope, data = self._decode(encoded)
+        except MovedError:
+            return Session(self, {})
         except UnknownFormatError as error:
             seldom(logger.warning, "session %s is left alone: %s", key[:8], error)
             return Session(self, {})
@@ -216,12 +218,13 @@ class Manager:
             if self._is_open and self._turns.take_now(*turns):
                 # As most requests end: by one write that nobody competes with. It is carried out even if the request
                 # is cancelled, and needs no task for that.
+                ends = asyncio.get_running_loop().time() + self.storage.timeout
                 try:
                     record = await self._attempt(session, draft, session)
                 finally:
                     self._turns.give(*turns)
                 if record is not None:
-                    await self._protected(self._commit(session, record))
+                    await self._protected(self._commit(session, record, ends))
             else:
                 await self._protected(self._commit(session))
         if not session._sealed:
@@ -270,8 +273,11 @@ class Manager:
             session._created, session._idle_timeout = read._created, read._idle_timeout
             session._renewals, session._forced = 0, False
 
-    async def _commit(self, session: Session, record: Record | None = None, *, is_forced: bool = False) -> None:
-        async with self._writing(session) as attempt:
+    async def _commit(
+        self, session: Session, record: Record | None = None, ends: float | None = None, *, is_forced: bool = False
+    ) -> None:
+        """Write until it is done; `record` was in the way of an attempt before, in a budget that `ends` then."""
+        async with self._writing(session, ends) as attempt:
             session._forced |= is_forced
             if record is None:
                 record = await attempt()
@@ -307,10 +313,13 @@ class Manager:
             session._touched, session._forced = True, False
 
     @asynccontextmanager
-    async def _writing(self, session: Session) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Record | None]]]:
+    async def _writing(
+        self, session: Session, ends: float | None = None
+    ) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Record | None]]]:
         """Queue up behind other writers of this session, in one budget, and give the way to attempt a write."""
         conflicts, last = 0, -math.inf
         loop = asyncio.get_running_loop()
+        budget = asyncio.timeout_at(loop.time() + self.storage.timeout if ends is None else ends)
 
         async def attempt() -> Record | None:
             nonlocal conflicts, last
@@ -320,7 +329,7 @@ class Manager:
             return record
 
         try:
-            async with self._within_budget(), self._turns.of(id(session)):
+            async with self._within_budget(budget), self._turns.of(id(session)):
                 if not self._is_open:
                     await self.open()
                 if session._stored is None:  # nobody else knows of it
@@ -329,7 +338,8 @@ class Manager:
                     async with self._turns.of(session._stored.key):
                         yield attempt
         except StorageUnavailable as error:
-            if loop.time() - last < self.storage.timeout / 2:  # it answered until the end: others were faster
+            # One conflict is no contest; and it answered until the end, so others were faster.
+            if conflicts > 1 and budget.expired() and loop.time() - last < self.storage.timeout / 2:
                 raise SessionConflict(
                     f"other requests won {conflicts} times within {self.storage.timeout:g} s"
                 ) from error
@@ -377,17 +387,22 @@ class Manager:
         return None
 
     async def _renew(self, session: Session, stored: Stored, draft: bytes) -> Record | None:
-        """Store under a new id, then remove the old one on condition that nobody touched it meanwhile."""
+        """Store under a new id, then end the old one on condition that nobody touched it meanwhile.
+
+        It is overwritten before it is deleted: a write whose answer was lost finds its own version when it is tried
+        again, where a removal finds nothing, and cannot be told from another's logout.
+        """
         life, renewals = session._life, session._renewals
         fresh = await self._put_under_new_id(self._first_envelope(session, draft)) if draft else None
         outcome: Outcome | None = None
         try:
-            outcome = await self._batcher.save(Write(stored.key, stored.version, None, 1))
+            outcome = await self._batcher.save(Write(stored.key, stored.version, MOVED, self._longest_trip()))
         finally:
             if fresh is not None and not isinstance(outcome, Saved):
                 self._spawn(self._discard(fresh.key))  # nobody knows its id
         match outcome:
             case Saved():
+                self._spawn(self._discard(stored.key))
                 self._settle(session, life, fresh, renewals)
                 logger.info("session %s renewed as %s", stored.key[:8], fresh.key[:8] if fresh else "nothing")
             case Gone():
@@ -457,7 +472,9 @@ class Manager:
         try:
             envelope, theirs = self._decode(record.data)
         except (UndecodableError, UnknownFormatError) as error:
-            seldom(logger.warning, "session %s was replaced by a record that cannot be read: %s", stored.key[:8], error)
+            if not isinstance(error, MovedError):
+                what = "session %s was replaced by a record that cannot be read: %s"
+                seldom(logger.warning, what, stored.key[:8], error)
             self._lose(session, session._life, stored)
             return
         mine = self._copy(session._data)
@@ -573,6 +590,10 @@ class Manager:
     def _ttl(self, envelope: Envelope) -> int:
         return max(1, math.ceil(self._ends(envelope) - self.clock()))
 
+    def _longest_trip(self) -> int:
+        """Give the seconds within which a write that was not answered is tried again."""
+        return math.ceil(2 * self.storage.timeout) + 1
+
     def _encode(self, data: dict[str, Any]) -> bytes:
         encoded = self.codec.dumps(data)
         return encoded.encode() if isinstance(encoded, str) else encoded
@@ -585,9 +606,10 @@ class Manager:
         return self._loads(self._encode(data))
 
     @asynccontextmanager
-    async def _within_budget(self) -> AsyncIterator[None]:
+    async def _within_budget(self, budget: asyncio.Timeout | None = None) -> AsyncIterator[None]:
+        budget = asyncio.timeout(self.storage.timeout) if budget is None else budget
         try:
-            async with asyncio.timeout(self.storage.timeout) as budget:
+            async with budget:
                 yield
         except TimeoutError as error:
             if not budget.expired():

@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler
 import aiohttp_store
 from aiohttp_store import Storage
 
-from .servers import SERVERS, Server
+from .servers import SERVERS, Server, ServerSet
 
 # A new storage adds a line here, and every suite runs over it: its name, its server, its URL's scheme.
 STORAGES = {
@@ -32,6 +32,8 @@ STORAGES = {
     "mysql": ("mysql", "mysql"),
 }
 SHARED = [name for name, (server, _) in STORAGES.items() if server is not None]
+ONE_SERVER = [name for name in SHARED if not issubclass(SERVERS[STORAGES[name][0] or ""], ServerSet)]
+"""Those that a proxy can stand before."""
 """The storages whose sessions several processes see."""
 
 PATIENCE = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import random
+import secrets
 import shutil
 import signal
 import socket
@@ -23,9 +23,13 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).pa
 
 
 def free_port() -> int:
-    """Give a port below those of outgoing connections, one of which might take it before the server does."""
+    """Find a port below those of outgoing connections, one of which could take it while its server is away.
+
+    That is no rare thing: who tries to connect to such a port from the same machine may be given it as its own,
+    and is then connected to itself. A Redis cluster's second port, 10000 above, is spared as well.
+    """
     while True:
-        port = random.randrange(10_000, 32_768)
+        port = 10_000 + secrets.randbelow(12_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

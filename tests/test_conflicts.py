@@ -189,6 +189,49 @@ async def test_where_every_answer_is_a_conflict_the_deadline_ends_it_with_409(se
     assert await shown(client) == {"a": 1}
 
 
+@pytest.mark.parametrize(("conflicts", "seconds"), [(1, 5), (2, 0)])
+async def test_an_outage_after_conflicts_is_an_outage(conflicts: int, seconds: float, serve: Serve) -> None:
+    class Failing(Contended):
+        left = conflicts
+
+        async def save(self, writes: Any) -> Any:
+            if not self.contended:
+                return await super().save(writes)
+            if self.left:
+                self.left -= 1
+                await asyncio.sleep(0.2 / conflicts)
+                return await super().save(writes)
+            await asyncio.sleep(seconds)
+            raise StorageUnavailable("down")
+
+    storage = Failing()
+    client = await start(serve, storage)
+    await send(client, "/put", a=1)
+    storage.contended = True
+    async with client.get("/increment") as response:
+        assert response.status == 503
+    storage.contended = False
+    assert await shown(client) == {"a": 1}
+
+
+async def test_one_budget_for_the_end_of_a_request_includes_its_first_attempt(serve: Serve) -> None:
+    class Slow(Contended):
+        saves = 0
+
+        async def save(self, writes: Any) -> Any:
+            if self.contended:
+                self.saves += 1
+                await asyncio.sleep(0.7 * self.timeout)
+            return await super().save(writes)
+
+    storage = Slow()
+    client = await start(serve, storage)
+    await send(client, "/put", a=1)
+    storage.contended = True
+    assert await send(client, "/put", b=2) == 503
+    assert storage.saves == 2
+
+
 class Silent(Remote):
     timeout = 0.2
     mute = False

@@ -29,7 +29,7 @@ from aiohttp_store.storages.memcached import _Client
 from aiohttp_store.storages.mysql import MySQLStorage
 
 from .conftest import PATIENCE, Servers
-from .faults import attempts
+from .connections import attempts
 from .law import create, load, new_key, save
 from .proxy import Proxy
 from .servers import free_port

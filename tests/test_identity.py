@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Cookie, Storage, get_session, get_storage, new_session
+from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
 from aiohttp_store.cookie import key_of_id
+from aiohttp_store.middleware import _MANAGER
 
-from .conftest import Client, Serve
+from .conftest import ONE_SERVER, Client, Serve
+from .proxy import Proxy
 from .remote import Remote, kept
 from .test_streams import Failing
 
@@ -105,6 +108,8 @@ async def held(client: Client, barrier: Barrier, then: str, cookie: str) -> asyn
 
 async def live_ids(client: Client, *cookies: str) -> list[str]:
     assert client.app is not None
+    while tasks := client.app[_MANAGER]._tasks:
+        await asyncio.wait(tasks)  # what nobody knows any more is deleted beside the requests
     ids = [id_of(cookie) for cookie in cookies]
     records = await get_storage(client.app).load([key_of_id(one) for one in ids])
     return [one for one, record in zip(ids, records, strict=True) if record is not None]
@@ -205,6 +210,52 @@ async def test_a_write_during_a_renewal_moves_with_it(serve: Serve, storage_url:
     assert header is not None
     assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1", "b": "2"}
     assert await live_ids(client, old) == []
+
+
+@pytest.mark.parametrize("storage_name", ONE_SERVER)
+async def test_a_renewal_whose_answer_was_lost_loses_nobody(
+    storage_name: str, make_url: Callable[..., str], serve: Serve
+) -> None:
+    async with Proxy(make_url()) as proxy:
+
+        async def renew_and_lose(request: web.Request) -> web.Response:
+            session = await get_session(request)
+            session.renew()
+            proxy.lose_answers = 1
+            return web.Response()
+
+        client = await serve(show, put, renew_and_lose, storage=proxy.url)
+        old = await begin(client)
+        key = key_of_id(id_of(old)).encode()
+        proxy.matching = key.hex().encode() if storage_name == "mysql" else key
+        _, header = await get(client, "/renew_and_lose", old)
+        assert proxy.lose_answers == 0
+        assert header is not None
+        assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1"}
+        assert (await get(client, "/show", old))[0] == {}
+        assert await live_ids(client, old) == []
+        await client.close()
+
+
+@pytest.mark.parametrize("failing", ["write", "renew"])
+async def test_who_is_late_for_a_renewal_finds_the_session_gone(
+    failing: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Keeping(Remote):
+        async def delete(self, keys: Any) -> None:
+            raise StorageUnavailable("down")
+
+    storage = Keeping()
+    client, barrier = await start(serve, storage)
+    old = await begin(client)
+    late = await held(client, barrier, failing, old)
+    _, header = await get(client, "/renew", old)
+    assert header is not None
+    barrier.go.set()
+    assert await late == (None, None)
+    assert await get(client, "/show", old) == ({}, None)
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1"}
+    assert not caplog.records  # nothing is damaged, and it is of no other version
 
 
 @pytest.mark.parametrize("load", ["", "&load=1"])

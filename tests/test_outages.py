@@ -23,9 +23,10 @@ from redis.asyncio import Redis as RedisClient
 import aiohttp_store
 from aiohttp_store import Storage, StorageUnavailable, Write, get_session, get_storage
 
-from .conftest import STORAGES, Client
-from .faults import FaultyProxy, attempts, open_sockets
+from .conftest import ONE_SERVER, STORAGES, Client
+from .connections import attempts, open_sockets
 from .law import new_key
+from .proxy import Proxy
 from .servers import MariaDB, Memcached, MongoDB, Redis, Server, free_port
 from .ticking import ticking
 
@@ -185,72 +186,74 @@ SERVERS: dict[str, type[Server]] = {
 # The faults
 
 
-async def refuses(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def refuses(server: Server, proxy: Proxy) -> AsyncIterator[None]:
     proxy.refuse()
+    proxy.cut()
     yield
     await proxy.listen()
 
 
-async def says_nothing(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def says_nothing(server: Server, proxy: Proxy) -> AsyncIterator[None]:
     proxy.answering.clear()
     yield
     proxy.answering.set()
 
 
-async def answers_half(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
-    proxy.fault = "half"
+async def answers_half(server: Server, proxy: Proxy) -> AsyncIterator[None]:
+    proxy.breakage = "stall"
     yield
-    proxy.fault = ""
+    proxy.breakage = None  # what is stalled stays so until the other side gives up
 
 
-async def hangs_up_half_way(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
-    proxy.fault = "torn"
+async def hangs_up_half_way(server: Server, proxy: Proxy) -> AsyncIterator[None]:
+    proxy.breakage = "cut"
     yield
-    proxy.fault = ""
+    proxy.breakage = None
 
 
-async def resets(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def resets(server: Server, proxy: Proxy) -> AsyncIterator[None]:
+    proxy.breakage = "reset"
     proxy.reset()
     yield
-    proxy.fault = ""
+    proxy.breakage = None
 
 
-async def is_paused(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def is_paused(server: Server, proxy: Proxy) -> AsyncIterator[None]:
     server.pause()
     yield
     server.resume()
 
 
-async def is_stopped(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def is_stopped(server: Server, proxy: Proxy) -> AsyncIterator[None]:
     await asyncio.to_thread(server.stop)
     yield
     await asyncio.to_thread(server.start)
 
 
-async def dies(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def dies(server: Server, proxy: Proxy) -> AsyncIterator[None]:
     await asyncio.to_thread(server.kill)
     yield
     await asyncio.to_thread(server.start)
 
 
-async def restarts_empty(server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def restarts_empty(server: Server, proxy: Proxy) -> AsyncIterator[None]:
     await asyncio.to_thread(server.kill)
     yield
     await asyncio.to_thread(shutil.rmtree, server.folder)
     await asyncio.to_thread(server.start)
 
 
-async def is_full(server: Any, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def is_full(server: Any, proxy: Proxy) -> AsyncIterator[None]:
     async with server.full():
         yield
 
 
-async def is_read_only(server: Any, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def is_read_only(server: Any, proxy: Proxy) -> AsyncIterator[None]:
     async with server.read_only():
         yield
 
 
-async def wants_another_password(server: Any, proxy: FaultyProxy) -> AsyncIterator[None]:
+async def wants_another_password(server: Any, proxy: Proxy) -> AsyncIterator[None]:
     async with server.another_password():
         proxy.cut()
         yield
@@ -258,14 +261,14 @@ async def wants_another_password(server: Any, proxy: FaultyProxy) -> AsyncIterat
 
 @dataclass(frozen=True)
 class Fault:
-    course: Callable[[Any, FaultyProxy], AsyncIterator[None]]
+    course: Callable[[Any, Proxy], AsyncIterator[None]]
     """Begins it, yields while it lasts, and ends it."""
     proxied: bool = False
     reads: bool = False
     """Whether the server still gives what it has."""
 
     @asynccontextmanager
-    async def lasting(self, server: Server, proxy: FaultyProxy) -> AsyncIterator[None]:
+    async def lasting(self, server: Server, proxy: Proxy) -> AsyncIterator[None]:
         """End the fault also where the test fails meanwhile, as others use the server after it."""
         course = self.course(server, proxy)
         await anext(course)
@@ -293,7 +296,6 @@ FAULTS = {
         Fault(wants_another_password, proxied=True),
     )
 }
-NAMES = [name for name, (server, _) in STORAGES.items() if server in SERVERS]  # those of one server
 CANNOT_BE = {
     ("is_full", "mongodb"): "no setting limits the disk that a MongoDB server takes",
     ("is_full", "pymongo"): "no setting limits the disk that a MongoDB server takes",
@@ -302,7 +304,7 @@ CANNOT_BE = {
     ("is_read_only", "pymongo"): "a server alone has no such state; a replica is no primary, and refuses reads as well",
     ("wants_another_password", "memcached"): "aiomcache cannot log in, so there is none to change",
 }
-CELLS = [(fault, name) for fault in FAULTS for name in NAMES if (fault, name) not in CANNOT_BE]
+CELLS = [(fault, name) for fault in FAULTS for name in ONE_SERVER if (fault, name) not in CANNOT_BE]
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +466,7 @@ async def test_a_fault_is_a_503_in_time_and_service_returns(
     fault_name: str, name: str, running: Callable[[str], Server], start_app: Callable[[str], Any]
 ) -> None:
     fault, server, monitors = FAULTS[fault_name], running(name), MONITORS.get(name, 0)
-    async with FaultyProxy(server.url) as proxy, contextlib.AsyncExitStack() as closing:
+    async with Proxy(server.url) as proxy, contextlib.AsyncExitStack() as closing:
         client = await start_app(url_of(proxy.url if fault.proxied else server.url, name))
         closing.push_async_callback(client.close)
         storage, port = get_storage(client.app), proxy.port if fault.proxied else server.port
@@ -508,7 +510,7 @@ async def test_a_fault_is_a_503_in_time_and_service_returns(
         assert await sockets_become(port, 0, 0, LATEST)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_SERVER)
 async def test_an_app_starts_while_its_server_is_down(
     name: str, running: Callable[[str], Server], start_app: Callable[[str], Any]
 ) -> None:

@@ -16,7 +16,7 @@ from aiohttp_store import open_storage, setup
 from aiohttp_store.cookie import key_of_id
 
 from .app import ENDING, AppProcess
-from .conftest import SHARED, STORAGES, Servers, new_url
+from .conftest import ONE_SERVER, SHARED, STORAGES, Servers, new_url
 from .law import data_of
 from .proxy import Proxy
 from .remote import Remote
@@ -26,7 +26,6 @@ TIMEOUT = 0.7
 VISITORS = 8
 # Two budgets for a request that is under way, then what the docstring of Manager.close says.
 LATEST = (2 + 6) * TIMEOUT + 4
-ONE_SERVER = [name for name in SHARED if name not in {"redis_cluster", "memcached_nodes"}]
 """Those of which a proxy can stand before all connections."""
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 

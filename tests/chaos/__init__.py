@@ -1,0 +1,1 @@
+"""Many visitors with a known history, on storages whose servers and network fail: what is lost, mixed up or late."""
