@@ -41,7 +41,7 @@ class _Visit:
 
 
 _VISIT: web.RequestKey[Any] = web.RequestKey("aiohttp_store.visit", _Visit)
-_MANAGER: web.AppKey[Manager] = web.AppKey("aiohttp_store.manager", Manager)
+_KEEPER: web.AppKey[Keeper] = web.AppKey("aiohttp_store.keeper", Keeper)
 
 
 async def get_session(request: web.Request, *, extend: bool = True) -> Session:
@@ -113,9 +113,10 @@ def get_storage(app: web.Application) -> Storage:
     Raises:
         RuntimeError: this app has no `setup` of its own.
     """
-    if _MANAGER not in app:
-        raise RuntimeError("this app has no session storage; call aiohttp_store.setup(app, storage) first")
-    return app[_MANAGER].storage
+    keeper = app.get(_KEEPER)
+    if not isinstance(keeper, Manager):
+        raise RuntimeError("this app has no session storage; call aiohttp_store.setup(app, storage) first")  # noqa: TRY004
+    return keeper.storage
 
 
 def session_middleware(
@@ -130,7 +131,7 @@ def session_middleware(
     Raises:
         ConfigError: a setting that cannot work.
     """
-    return _middleware(_manager(storage, options))
+    return _middleware(_keeper(storage, options))
 
 
 def setup(
@@ -150,24 +151,24 @@ def setup(
     Raises:
         ConfigError: a setting that cannot work, or a second `setup` of one app.
     """
-    if _MANAGER in app:
+    if _KEEPER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
-    manager = _manager(storage, options)
+    keeper = _keeper(storage, options)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        _refuse_same_cookie_below(app, manager)
-        _warn_of_memory(manager.storage)
-        await manager.open()
+        _refuse_same_cookie_below(app, keeper)
+        _warn_of_memory(keeper)
+        await keeper.open()
         yield
-        await manager.close()
+        await keeper.close()
 
-    app[_MANAGER] = manager
-    app.middlewares.insert(0, _middleware(manager))
-    app.on_response_prepare.append(_on_prepare(manager))
+    app[_KEEPER] = keeper
+    app.middlewares.insert(0, _middleware(keeper))
+    app.on_response_prepare.append(_on_prepare(keeper))
     app.cleanup_ctx.append(run)
 
 
-def _manager(storage: Storage | str, options: Options) -> Manager:
+def _keeper(storage: Storage | str, options: Options) -> Keeper:
     if isinstance(storage, str):
         storage = storage_from_url(storage)
     if not isinstance(storage, Storage):
@@ -301,12 +302,12 @@ def _as_response(error: SessionError) -> web.HTTPException:
     return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})
 
 
-def _refuse_same_cookie_below(app: web.Application, manager: Manager) -> None:
+def _refuse_same_cookie_below(app: web.Application, keeper: Keeper) -> None:
     for below in _apps_below(app):
-        other = below.get(_MANAGER)
+        other = below.get(_KEEPER)
         if other is None:
             continue
-        mine, theirs = manager.cookie, other.cookie
+        mine, theirs = keeper.cookie, other.cookie
         if (mine.name, mine.domain, mine.path) == (theirs.name, theirs.domain, theirs.path):
             raise ConfigError(
                 f"an app and its sub-app both keep sessions in the cookie {mine.name!r} of path {mine.path!r}; "
@@ -321,9 +322,9 @@ def _apps_below(app: web.Application) -> list[web.Application]:
     return below
 
 
-def _warn_of_memory(storage: Storage) -> None:
+def _warn_of_memory(keeper: Keeper) -> None:
     is_debug = sys.flags.dev_mode or asyncio.get_running_loop().get_debug()
-    if isinstance(storage, MemoryStorage) and not is_debug:
+    if isinstance(keeper, Manager) and isinstance(keeper.storage, MemoryStorage) and not is_debug:
         once(
             logger.warning,
             "sessions are kept in memory://, for development only: they are lost when this process ends, and no other "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 from aiohttp import web
 
 from .codec import Envelope
+from .cookie import Cookie
 from .errors import ConfigError, SessionGone
 
 __all__ = ["Duration", "Keeper", "Session", "Stored", "seconds"]
@@ -27,6 +28,14 @@ class Keeper(Protocol):
 
     clock: Callable[[], float]
     """Seconds since the epoch."""
+    cookie: Cookie
+    """What the browser keeps."""
+
+    async def open(self) -> None:
+        """Prepare for use; called when the app starts."""
+
+    async def close(self) -> None:
+        """Finish what is under way, and give back what `open` took."""
 
     def load(self, request: web.BaseRequest) -> Awaitable[Session]:
         """Give, when it is awaited, the session of the request's cookie, or a new one."""

@@ -106,11 +106,11 @@ async def test_a_request_that_only_read_is_no_conflict(on_conflict: str, serve: 
 
 @pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])
 async def test_prolonging_is_no_conflict(on_conflict: str, serve: Serve) -> None:
-    from aiohttp_store.middleware import _MANAGER
+    from aiohttp_store.middleware import _KEEPER
 
     client = await start(serve, "memory://", on_conflict=on_conflict)
     assert client.app is not None
-    manager = client.app[_MANAGER]
+    manager = client.app[_KEEPER]
     await send(client, "/put", a=1)
     late = asyncio.create_task(send(client, "/put?wait=go", mine=1))
     await EVENTS["go loaded"].wait()

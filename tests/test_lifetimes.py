@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp_store import Cookie, Record, SessionGone, get_session, get_storage
 from aiohttp_store.codec import Envelope
 from aiohttp_store.cookie import key_of_id
-from aiohttp_store.middleware import _MANAGER
+from aiohttp_store.middleware import _KEEPER
 
 from .conftest import Client, Serve
 
@@ -61,7 +61,7 @@ class Visitor:
         self.client = client
         self.app = client.app
         self.now = float(int(time.time()))
-        self.app[_MANAGER].clock = lambda: self.now
+        self.app[_KEEPER].clock = lambda: self.now
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
