@@ -16,8 +16,9 @@ from .log import logger, once, seldom
 from .manager import Manager, Options
 from .session import Keeper, Session
 from .storage import Storage
-from .storages import storage_from_url
+from .storages import imported, storage_from_url
 from .storages.memory import MemoryStorage
+from .url import StorageURL
 
 __all__ = ["get_session", "get_storage", "new_session", "session_middleware", "setup"]
 
@@ -111,11 +112,13 @@ def get_storage(app: web.Application) -> Storage:
     """Give the storage that `setup` opens for this app.
 
     Raises:
-        RuntimeError: this app has no `setup` of its own.
+        RuntimeError: this app has no `setup` of its own, or one with `cookie://`, which is no storage.
     """
     keeper = app.get(_KEEPER)
     if not isinstance(keeper, Manager):
-        raise RuntimeError("this app has no session storage; call aiohttp_store.setup(app, storage) first")  # noqa: TRY004
+        raise RuntimeError(  # noqa: TRY004
+            "this app has no session storage; call aiohttp_store.setup(app, storage) first, with another than cookie://"
+        )
     return keeper.storage
 
 
@@ -170,6 +173,10 @@ def setup(
 
 def _keeper(storage: Storage | str, options: Options) -> Keeper:
     if isinstance(storage, str):
+        url = StorageURL.parse(storage)
+        if url.scheme == "cookie":
+            keeper: Keeper = imported("aiohttp_store.client_side:ClientSide", url)(url, **options)
+            return keeper
         storage = storage_from_url(storage)
     if not isinstance(storage, Storage):
         raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")

@@ -85,6 +85,7 @@ class Session(MutableMapping[str, Any]):
     _life = 0  # counts invalidate(), so that a write under way knows that it was for the session before
     _gone = False
     _sealed = False  # the response's headers are sent
+    _in_cookie = False  # the browser keeps the data, so that every change needs a new cookie
     _written = False
     _ended = False
     _cookie_stale = False
@@ -107,7 +108,10 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def identity(self) -> str | None:
-        """The id in the cookie; `None` while nothing is stored."""
+        """The id in the cookie; `None` while nothing is stored.
+
+        Under `cookie://` it is no key to anything, but names the session as it does elsewhere.
+        """
         return None if self._stored is None or self._gone else self._stored.id
 
     @property
@@ -147,8 +151,12 @@ class Session(MutableMapping[str, Any]):
     def invalidate(self) -> None:
         """End this session: its record is deleted and its cookie cleared when the response is saved.
 
-        What is written afterwards starts a new session under a new id.
+        What is written afterwards starts a new session under a new id. Under `cookie://` only this browser forgets it.
+
+        Raises:
+            RuntimeError: under `cookie://`, the response's headers have been sent.
         """
+        self._refuse_as_in_cookie()
         self._quiet_until = 0.0
         if self._stored is not None:
             self._doomed += (self._stored.key,)
@@ -179,6 +187,7 @@ class Session(MutableMapping[str, Any]):
 
     def changed(self) -> None:
         """Save the session even if its data looks the same; changes of nested values are seen without it."""
+        self._refuse_as_in_cookie()
         self._quiet_until = 0.0
         self._forced = True
 
@@ -189,9 +198,11 @@ class Session(MutableMapping[str, Any]):
             SessionGone: the record was deleted meanwhile, as by a logout.
             SessionConflict: as `on_conflict="raise"` says, or merging did not end in time.
             StorageUnavailable: the storage did not answer in time.
-            RuntimeError: a new session would need a cookie, and the headers have been sent.
+            SessionTooLarge: the storage or the cookie cannot hold it.
+            RuntimeError: a new session, or any under `cookie://`, would need a cookie, and the headers have been sent.
             TypeError: the data holds a value that JSON cannot hold.
         """
+        self._refuse_as_in_cookie()
         if self._sealed and self._stored is None and self._data:
             self._refuse("a new session needs a cookie")
         self._quiet_until = 0.0
@@ -216,8 +227,9 @@ class Session(MutableMapping[str, Any]):
         the write wins. It may run several times, so it changes the session and nothing else.
 
         Raises:
-            SessionGone, SessionConflict, StorageUnavailable, RuntimeError, TypeError: as in `save`.
+            SessionGone, SessionConflict, StorageUnavailable, SessionTooLarge, RuntimeError, TypeError: as in `save`.
         """
+        self._refuse_as_in_cookie()
         self._quiet_until = 0.0
         result = await self._keeper.apply(self, change)
         self._tell_if_gone()
@@ -226,6 +238,10 @@ class Session(MutableMapping[str, Any]):
     def _tell_if_gone(self) -> None:
         if self._gone:
             raise SessionGone("the session was deleted meanwhile, as by a logout")
+
+    def _refuse_as_in_cookie(self) -> None:
+        if self._sealed and self._in_cookie:
+            self._refuse("under cookie:// a change needs a new cookie")
 
     def _refuse(self, why: str) -> NoReturn:
         raise RuntimeError(
@@ -240,13 +256,16 @@ class Session(MutableMapping[str, Any]):
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if self._sealed and self._stored is None and not self._gone:
-            self._refuse("a new session needs a cookie")
+        if self._sealed:
+            self._refuse_as_in_cookie()
+            if self._stored is None and not self._gone:
+                self._refuse("a new session needs a cookie")
         self._data[key] = value
         self._touched = True
         self._quiet_until = 0.0
 
     def __delitem__(self, key: str) -> None:
+        self._refuse_as_in_cookie()
         del self._data[key]
         self._touched = True
         self._quiet_until = 0.0
