@@ -245,7 +245,11 @@ class ClientSide(BaseKeeper):
         if stored is not None and self.clock() >= self._ends(stored.envelope):
             session._gone = True  # its time ended while a long request used it
             return
-        session._stored = self._sealed(session, stored, draft) if draft else None
+        if draft:
+            session._stored = self._sealed(session, stored, draft)
+        elif stored is not None:
+            session._stored = None
+            logger.info("session %s ended in its browser, as it was emptied", stored.id[:8])
         session._forced = session._cookie_stale = False
         session._renewals = 0
         session._written = True
@@ -258,7 +262,7 @@ class ClientSide(BaseKeeper):
         value = self._seal.close(_pack(session_id, envelope, is_compressed=self._compress))
         size = len(self.cookie.name) + len(value)
         if size > MAX_SIZE:
-            where = f"the cookie {self.cookie.name!r} (name and sealed value; the data alone has {len(draft)})"
+            where = f"the cookie {self.cookie.name!r} (name and sealed value; the data alone takes {len(draft)})"
             raise SessionTooLarge(size, MAX_SIZE, where)
         if stored is None:
             logger.info("session %s created", session_id[:8])
