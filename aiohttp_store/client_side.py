@@ -304,10 +304,10 @@ def _unpack(content: bytes) -> tuple[str, Envelope]:
 def _inflated(deflated: bytes) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        payload = inflater.decompress(deflated, MAX_INFLATED + 1)
+        payload = inflater.decompress(deflated, MAX_INFLATED)
     except zlib.error as error:
         raise UndecodableError(f"its data cannot be decompressed ({error})") from error
-    if not inflater.eof or len(payload) > MAX_INFLATED:
+    if not inflater.eof:
         raise UndecodableError(f"its data is cut off, or has over {MAX_INFLATED} bytes")
     return payload
 

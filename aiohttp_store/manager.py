@@ -37,7 +37,8 @@ class Options(TypedDict, total=False):
     """The keywords of `setup` and of `session_middleware`."""
 
     secret: Secret | None
-    """Signs the cookie; of a list the first signs and all verify. At least 32 bytes each."""
+    """Signs the cookie, and seals that of `cookie://`; the first of a list does, and all are tried. At least 32 bytes
+    each."""
     cookie: Cookie | None
     """How the browser keeps the id."""
     idle_timeout: Duration
