@@ -38,7 +38,7 @@ from aiohttp_store.client_side import MAX_INFLATED, ClientSide, Seal
 from aiohttp_store.codec import Envelope
 from aiohttp_store.middleware import _KEEPER
 
-from . import test_headers, test_identity, test_lifetimes, test_odd_data, test_requests, test_session, test_streams
+from . import test_headers, test_identity, test_lifetimes, test_requests, test_session, test_streams
 from .app import AppProcess
 from .conftest import Client, Serve
 from .test_lifetimes import DAY, HOUR
@@ -80,16 +80,6 @@ class Visitor(test_lifetimes.Visitor):
 @pytest.fixture
 async def visitor(serve: Serve) -> Visitor:
     return Visitor(await serve(*test_lifetimes.HANDLERS, idle_timeout=HOUR, lifetime=DAY))
-
-
-@pytest.fixture
-async def victim(serve: Serve, request: pytest.FixtureRequest) -> Client:
-    """Give a client of an app that has sealed another visitor's session, and no cookie of its own."""
-    client = await serve(test_odd_data.put, test_odd_data.show)
-    async with client.post("/put", json={"user": "victim"}) as response:
-        client.victim_cookie = response.cookies["session"].value  # type: ignore[attr-defined]
-    client.session.cookie_jar.clear()
-    return client
 
 
 def _borrow(module: Any, *names: str) -> None:
@@ -151,7 +141,6 @@ _borrow(
     "test_a_response_that_is_not_prepared_yet_is_saved_by_the_middleware",
 )
 _borrow(test_identity, "test_two_live_sessions_in_one_request_are_nobodys")
-_borrow(test_odd_data, "test_no_cookie_header_is_a_500_or_another_visitors_session")
 
 
 # One keeper, without an app around it.
