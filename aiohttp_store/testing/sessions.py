@@ -56,7 +56,7 @@ async def sign_in(
     session.update(data)
     session.idle_timeout = idle_timeout
     await keeper.save(request, response, session)
-    _take_cookies(client, url.with_path(keeper.cookie.path), response.headers.getall(hdrs.SET_COOKIE, []))
+    _take_cookies(client, url.with_path(keeper.cookie.path), response)
 
 
 async def session_of(client: Client, *, app: web.Application | None = None) -> dict[str, Any]:
@@ -163,8 +163,10 @@ def freeze(app: web.Application) -> Iterator[Clock]:
     before: list[tuple[Keeper | MemoryStorage, Callable[[], float]]] = [(one, one.clock) for one in keepers]
     before += [(one, one.clock) for one in storages]
     clock = Clock(keepers[0].clock())
-    for one, its_clock in before:
-        one.clock = _follow(clock, its_clock())
+    for keeper in keepers:
+        keeper.clock = lambda: clock.now
+    for storage in storages:
+        storage.clock = _follow(clock, storage.clock())
     try:
         yield clock
     finally:
@@ -174,8 +176,8 @@ def freeze(app: web.Application) -> Iterator[Clock]:
 
 def _follow(clock: Clock, now: float) -> Callable[[], float]:
     """Give a clock that stands at `now`, and goes on as the other does."""
-    ahead = now - clock.now
-    return lambda: clock.now + ahead
+    began = clock.now
+    return lambda: now + (clock.now - began)
 
 
 def _keeper(client: Client, app: web.Application | None) -> Keeper:
@@ -214,12 +216,13 @@ def _sent(client: Client, url: URL) -> str:
     return "; ".join(f"{name}={cookie.coded_value}" for name, cookie in cookies.items())
 
 
-def _take_cookies(client: Client, url: URL, headers: list[str]) -> None:
-    """Put cookies into the client's jar that its next requests must send."""
+def _take_cookies(client: Client, url: URL, response: web.Response) -> None:
+    """Put the response's cookies into the client's jar, whose next requests must send them."""
     jar = client.session.cookie_jar
     if isinstance(jar, CookieJar):
         jar._treat_as_secure_origin |= {url.origin()}
-    for header in headers:
+    by_set_cookie = [cookie.OutputString() for cookie in response.cookies.values()]
+    for header in [*response.headers.getall(hdrs.SET_COOKIE, ()), *by_set_cookie]:
         pair = header.partition(";")[0]
         jar.update_cookies_from_headers([header], url)
         if pair not in _sent(client, url):  # the test server is not in the app's domain
