@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import CookieJar, DummyCookieJar, web
-from aiohttp.test_utils import RawTestServer, TestClient, TestServer, make_mocked_request
+from aiohttp import CookieJar, DummyCookieJar, TCPConnector, web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.test_utils import RawTestServer, TestClient, TestServer, get_port_socket, make_mocked_request
 
 from aiohttp_store import Cookie, Session, get_session, get_storage, new_session, setup, testing
 from aiohttp_store.cookie import key_of_id
@@ -23,6 +26,7 @@ from aiohttp_store.manager import Manager
 from aiohttp_store.middleware import _KEEPER
 from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
+from .certificates import make_certificates
 from .conftest import Client
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +69,24 @@ async def serving(**options: Any) -> AsyncIterator[Client]:
         yield client
 
 
+class ThisMachine(AbstractResolver):
+    """Finds every name here."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
+
+    async def close(self) -> None: ...
+
+
+def client_of(host: str, app: web.Application) -> Client:
+    server = TestServer(
+        app, host=host, socket_factory=lambda _, port, family: get_port_socket("127.0.0.1", port, family)
+    )
+    return TestClient(server, connector=TCPConnector(resolver=ThisMachine()))
+
+
 def app_of(client: Client) -> web.Application:
     assert client.app is not None
     return client.app
@@ -87,24 +109,42 @@ async def get(client: Client, path: str) -> Any:
         {"cookie": Cookie(name="__Secure-session", path="/shop", persistent=True)},
         {"cookie": Cookie(secure=True, samesite="Strict")},
         {"cookie": Cookie(samesite="None", partitioned=True, priority="High")},
-        {"cookie": Cookie(domain="localhost", secure=True)},
+        {"cookie": Cookie(domain="example", secure=True)},
+        {"cookie": Cookie(domain="shop.example", persistent=True)},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_a_client_that_is_signed_in_is_that_visitor_until_the_logout(host: str, options: dict[str, Any]) -> None:
-    async with TestClient(TestServer(make_app(**options), host=host)) as client:
+@pytest.mark.parametrize("host", ["127.0.0.1", "shop.example"])
+async def test_a_client_that_is_signed_in_is_that_visitor_until_the_logout(
+    host: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client_of(host, make_app(**options)) as client:
         assert await session_of(client) == {}
         await sign_in(client, ANN)
         assert await session_of(client) == ANN
         assert await get(client, "/shop/read") == ANN
-        if host == "localhost" or "localhost" not in str(options):  # else the jar refuses what the app sends
+        if host == "shop.example" or "example" not in str(options):  # else the jar refuses what the app sends
             await get(client, "/shop/login")
         for n in (1, 2):  # a persistent cookie is sent again, and then too
             assert await get(client, "/shop/write") == await session_of(client) == {**ANN, "n": n}
         await get(client, "/shop/logout")
         assert await session_of(client) == {}
         assert await get(client, "/shop/read") == {}
+    assert host != "127.0.0.1" or "https" not in caplog.text
+
+
+async def test_a_client_gets_over_https_what_the_app_sends_there(tmp_path: Path) -> None:
+    folder = make_certificates(tmp_path)
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server_side.load_cert_chain(folder / "server.both")
+    server = TestServer(make_app(storage="memory://"))
+    await server.start_server(ssl=server_side)
+    client_side = ssl.create_default_context(cafile=folder / "ca.pem")
+    async with TestClient(server, connector=TCPConnector(ssl=client_side)) as client:
+        await sign_in(client, ANN)
+        assert await get(client, "/shop/read") == ANN
+        (cookie,) = client.session.cookie_jar
+        assert cookie["secure"]
 
 
 async def test_a_client_signs_in_to_every_storage(storage_url: str) -> None:
@@ -131,22 +171,27 @@ async def test_a_remembered_client_outlives_the_apps_idle_timeout() -> None:
             assert cookie["max-age"] == str(30 * 86_400)
 
 
-class SetsCookiesLate(Manager):
+class OtherKeeper(Manager):
     """Says what the browser must know as handlers do: aiohttp makes headers of it when it sends the response."""
 
+    hosts: tuple[str, ...] = ()
+
     async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
+        self.hosts += (request.host,)
         await super().save(request, response, session)
         for header in response.headers.popall("Set-Cookie", ()):
             name, _, value = header.partition(";")[0].partition("=")
             response.set_cookie(name, value)
 
 
-async def test_a_cookie_that_the_keeper_sets_by_set_cookie_is_taken() -> None:
+async def test_any_keeper_is_asked_as_by_the_clients_request_and_its_cookies_are_taken() -> None:
     app = make_app(cookie=Cookie(path="/shop"))
-    app[_KEEPER].__class__ = SetsCookiesLate
-    async with TestClient(TestServer(app)) as client:
+    keeper: Any = app[_KEEPER]
+    keeper.__class__ = OtherKeeper
+    async with client_of("shop.example", app) as client:
         await sign_in(client, ANN)
         assert await get(client, "/shop/read") == ANN
+        assert keeper.hosts == (client.make_url("/").authority,)
 
 
 async def test_each_app_with_a_setup_of_its_own_has_its_own_visitor_and_one_clock() -> None:
@@ -283,8 +328,10 @@ async def test_a_handler_finds_the_preset_session_and_the_test_sees_what_became_
     request = make_mocked_request("GET", "/")
     session = set_session(request, data)
     assert (session.new, session.identity is None, dict(session)) == (False, False, ANN)
+    before = session.identity
     await handler(request)
     assert dict(session) == found
+    assert (session.identity == before) is (handler not in (renew_and_save, logout, begin_anew))
     assert {one for one in ("changed", "renewed", "invalidated") if getattr(session, f"was_{one}")} == was
     assert data == {"user": "ann", "cart": {"tea": (1, 2)}}
     if left := asyncio.all_tasks() - tasks:
