@@ -174,10 +174,10 @@ async def test_a_remembered_client_outlives_the_apps_idle_timeout() -> None:
 class OtherKeeper(Manager):
     """Says what the browser must know as handlers do: aiohttp makes headers of it when it sends the response."""
 
-    hosts: tuple[str, ...] = ()
+    hosts: frozenset[str] = frozenset()
 
     async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
-        self.hosts += (request.host,)
+        self.hosts |= {request.host}
         await super().save(request, response, session)
         for header in response.headers.popall("Set-Cookie", ()):
             name, _, value = header.partition(";")[0].partition("=")
@@ -191,7 +191,7 @@ async def test_any_keeper_is_asked_as_by_the_clients_request_and_its_cookies_are
     async with client_of("shop.example", app) as client:
         await sign_in(client, ANN)
         assert await get(client, "/shop/read") == ANN
-        assert keeper.hosts == (client.make_url("/").authority,)
+        assert keeper.hosts == {client.make_url("/").authority}
 
 
 async def test_each_app_with_a_setup_of_its_own_has_its_own_visitor_and_one_clock() -> None:
