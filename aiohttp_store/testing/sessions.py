@@ -47,6 +47,7 @@ async def sign_in(
         RuntimeError: the client is not started, its jar refuses the cookie, or the app has no `setup`.
         TypeError: the data holds a value that JSON cannot hold; the message names its path.
         ValueError: no data: such a session is not stored, and its visitor is anonymous.
+        StorageUnavailable: the storage did not answer in time.
     """
     keeper, url = _keeper(client, app), _url(client)
     if not data:
@@ -115,15 +116,15 @@ def set_session(request: web.Request, data: Mapping[str, Any] | None = None) -> 
     """
     storage = MemoryStorage()
     keeper = Manager(storage)
-    keeper._is_open = True  # as what `open` starts would have to be closed
+    keeper._is_open = True  # `open` would start what a test had to close
     session = PresetSession(keeper, {}, None, {})
     if data:
         payload = keeper._encode(dict(data))
-        key_id = secrets.token_urlsafe(32)
-        key, envelope = keeper._key(key_id), keeper._first_envelope(session, payload)
+        session_id = secrets.token_urlsafe(32)
+        key, envelope = keeper._key(session_id), keeper._first_envelope(session, payload)
         (outcome,) = storage.save_now([Write(key, None, envelope.pack(), keeper._ttl(envelope))])
         assert isinstance(outcome, Saved)  # nobody has this id
-        stored = Stored(key_id, key, outcome.version, envelope)
+        stored = Stored(session_id, key, outcome.version, envelope)
         session = PresetSession(keeper, keeper._loads(payload), stored, keeper._loads(payload))
     visit = request[_VISIT] = _Visit(keeper, None)
     visit.session = session
