@@ -151,8 +151,9 @@ class Clock:
 def freeze(app: web.Application) -> Iterator[Clock]:
     """Make time stand still for the sessions of `app` and its sub-apps, until the end of the block.
 
-    What `setup` decides follows the clock: idle timeout, lifetime, and when a session is prolonged. So does the
-    expiry in `memory://`. A server's clock goes on, as does the one by which the client's jar drops cookies.
+    What `setup` decides follows the clock: idle timeout, lifetime, and when a session is prolonged. So does a
+    storage that has a `clock`, as `memory://`. A server's clock goes on, and that by which the client's jar drops
+    cookies.
 
     Raises:
         RuntimeError: neither the app nor a sub-app has `setup`.
@@ -160,9 +161,10 @@ def freeze(app: web.Application) -> Iterator[Clock]:
     keepers = [one[_KEEPER] for one in (app, *_apps_below(app)) if _KEEPER in one]
     if not keepers:
         raise _no_setup(app)
-    storages = [one.storage for one in keepers if isinstance(one, Manager) and isinstance(one.storage, MemoryStorage)]
-    before: list[tuple[Keeper | MemoryStorage, Callable[[], float]]] = [(one, one.clock) for one in keepers]
-    before += [(one, one.clock) for one in storages]
+    storages: list[Any] = [
+        one.storage for one in keepers if isinstance(one, Manager) and callable(getattr(one.storage, "clock", None))
+    ]
+    before = [(one, one.clock) for one in (*keepers, *storages)]
     clock = Clock(keepers[0].clock())
     for keeper in keepers:
         keeper.clock = lambda: clock.now
