@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import CookieJar, hdrs, web
@@ -20,8 +20,6 @@ from ..storages.memory import MemoryStorage
 
 __all__ = ["Clock", "PresetSession", "freeze", "session_of", "set_session", "sign_in"]
 
-_DOMAIN = re.compile(r"; *Domain=[^;]*", re.IGNORECASE)
-
 Client = TestClient[Any, Any]
 
 
@@ -35,7 +33,8 @@ async def sign_in(
     """Store a new session with this data, and put its cookie into the client's jar.
 
     The client's next request is that visitor. What the client was before is not ended in the storage.
-    From here on the jar sends `Secure` cookies to the test server also by http, as browsers do to localhost.
+    From here on the jar sends `Secure` cookies to the test server also by http, as browsers do to localhost; and
+    the app's cookie is without its domain if the test server is not in it, as the jar would refuse it.
 
     Args:
         client: of an app with `setup`, and started.
@@ -52,6 +51,7 @@ async def sign_in(
     keeper, url = _keeper(client, app), _url(client)
     if not data:
         raise ValueError("an empty session is not stored; sign in with data, or use a client as it is: anonymous")
+    _leave_out_foreign_domain(keeper, url)
     request, response = _request(url), web.Response()
     session = await keeper.new(request, None)
     session.update(data)
@@ -219,6 +219,12 @@ def _sent(client: Client, url: URL) -> str:
     return "; ".join(f"{name}={cookie.coded_value}" for name, cookie in cookies.items())
 
 
+def _leave_out_foreign_domain(keeper: Keeper, url: URL) -> None:
+    domain = (keeper.cookie.domain or "").lstrip(".")
+    if domain and not f".{url.host}".endswith(f".{domain}"):
+        keeper.cookie = replace(keeper.cookie, domain=None)
+
+
 def _take_cookies(client: Client, url: URL, response: web.Response) -> None:
     """Put the response's cookies into the client's jar, whose next requests must send them."""
     jar = client.session.cookie_jar
@@ -226,10 +232,8 @@ def _take_cookies(client: Client, url: URL, response: web.Response) -> None:
         jar._treat_as_secure_origin |= {url.origin()}
     by_set_cookie = [cookie.OutputString() for cookie in response.cookies.values()]
     for header in [*response.headers.getall(hdrs.SET_COOKIE, ()), *by_set_cookie]:
-        pair = header.partition(";")[0]
         jar.update_cookies_from_headers([header], url)
-        if pair not in _sent(client, url):  # the test server is not in the app's domain
-            jar.update_cookies_from_headers([_DOMAIN.sub("", header)], url)
+        pair = header.partition(";")[0]
         if pair not in _sent(client, url):
             raise RuntimeError(
                 f"the client's cookie jar refuses {pair.partition('=')[0]!r} from {url.origin()}; "
