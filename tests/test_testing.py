@@ -110,7 +110,7 @@ async def get(client: Client, path: str) -> Any:
         {"cookie": Cookie(secure=True, samesite="Strict")},
         {"cookie": Cookie(samesite="None", partitioned=True, priority="High")},
         {"cookie": Cookie(domain="example", secure=True)},
-        {"cookie": Cookie(domain=".Example", persistent=True)},
+        {"cookie": Cookie(domain=".example", persistent=True)},
     ],
     ids=str,
 )
