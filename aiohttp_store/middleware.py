@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -14,7 +14,7 @@ from .cookie import add_vary
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
 from .log import logger, once, seldom
 from .manager import Manager, Options
-from .session import Keeper, Session
+from .session import Data, Keeper, Session
 from .storage import Storage
 from .storages import imported, storage_from_url
 from .storages.memory import MemoryStorage
@@ -45,8 +45,15 @@ _VISIT: web.RequestKey[Any] = web.RequestKey("aiohttp_store.visit", _Visit)
 _KEEPER: web.AppKey[Keeper] = web.AppKey("aiohttp_store.keeper", Keeper)
 
 
-async def get_session(request: web.Request, *, extend: bool = True) -> Session:
+@overload
+async def get_session(request: web.Request, *, extend: bool = True) -> Session: ...
+@overload
+async def get_session(request: web.Request, data: type[Data], *, extend: bool = True) -> Session[Data]: ...
+async def get_session(request: web.Request, data: Any = None, *, extend: bool = True) -> Session:  # noqa: ARG001
     """Give the request's session, loaded at the first call; later calls give the same object.
+
+    `data` is for type checkers alone: with a `TypedDict`, as in `get_session(request, Cart)`, they
+    know the keys of `session.data` and their types.
 
     With `extend=False` the session's idle timeout runs on, as for polling that must not keep a
     login alive; one call that extends is enough to extend.
@@ -87,10 +94,14 @@ async def get_session(request: web.Request, *, extend: bool = True) -> Session:
     return session
 
 
-async def new_session(request: web.Request) -> Session:
+@overload
+async def new_session(request: web.Request) -> Session: ...
+@overload
+async def new_session(request: web.Request, data: type[Data]) -> Session[Data]: ...
+async def new_session(request: web.Request, data: Any = None) -> Session:  # noqa: ARG001
     """Give an empty session under a new id; the old one is destroyed when the response is saved.
 
-    The old one need not have been loaded. From here on `get_session` gives the new one.
+    `data` is as in `get_session`. The old one need not have been loaded. From here on `get_session` gives the new one.
 
     Raises:
         RuntimeError: the app has no `setup`, or the response's headers have been sent.

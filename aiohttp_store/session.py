@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from aiohttp import web
 
@@ -12,9 +12,16 @@ from .codec import Envelope
 from .cookie import Cookie
 from .errors import ConfigError, SessionGone
 
-__all__ = ["Duration", "Keeper", "Session", "Stored", "seconds"]
+__all__ = ["Data", "Duration", "Keeper", "Session", "Stored", "seconds"]
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:  # defaults of type variables come with Python 3.13
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    Data = TypeVarWithDefault("Data", bound=Mapping[str, Any], default=Any)
+else:
+    Data = TypeVar("Data")
 
 Duration = float | timedelta
 """Seconds, or a `timedelta`."""
@@ -68,11 +75,13 @@ class Stored(NamedTuple):
     envelope: Envelope
 
 
-class Session(MutableMapping[str, Any]):
+class Session(MutableMapping[str, Any], Generic[Data]):
     """One visitor's data: a dictionary of JSON values, saved at the end of the request.
 
     Values are str, bool, None, finite float, 64-bit int, and lists and dicts of these with str
     keys; a tuple comes back as a list. Changes in nested lists and dicts are seen.
+
+    `Session[Cart]`, where `Cart` is a `TypedDict`, tells a type checker what `data` holds.
     """
 
     # What most sessions never change stands here once, and not in each of them.
@@ -105,6 +114,14 @@ class Session(MutableMapping[str, Any]):
             self._cookie_id = stored.id
             self._created = stored.envelope.created
             self._idle_timeout = stored.envelope.idle_timeout
+
+    @property
+    def data(self) -> Data:
+        """This very session, as a type checker sees `Session[Cart]`: with the keys of `Cart` and their types.
+
+        Nothing is checked when the app runs. It is no dict: where one is demanded, take `dict(session)`.
+        """
+        return cast(Data, self)
 
     @property
     def identity(self) -> str | None:
@@ -220,7 +237,7 @@ class Session(MutableMapping[str, Any]):
         await self._keeper.reload(self)
         self._tell_if_gone()
 
-    async def apply(self, change: Callable[[Session], T]) -> T:
+    async def apply(self, change: Callable[[Session[Data]], T]) -> T:
         """Store what the plain function `change(session)` makes of the newest data, and give its result.
 
         No concurrent change is lost: `change` runs again on fresh data, over what was pending, until
