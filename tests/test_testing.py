@@ -104,6 +104,7 @@ async def get(client: Client, path: str) -> Any:
         {"storage": "memory://"},
         {"secret": "s" * 32},
         {"secret": ["new" * 12, "old" * 12]},
+        {"storage": "cookie://", "secret": "s" * 32},
         {"cookie": Cookie(name="id", path="/shop")},
         {"cookie": Cookie(name="__Host-session")},
         {"cookie": Cookie(name="__Secure-session", path="/shop", persistent=True)},
