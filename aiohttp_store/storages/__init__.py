@@ -30,6 +30,7 @@ SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
     "redis+sentinel": "aiohttp_store.storages.redis:RedisStorage",
     "redis+unix": "aiohttp_store.storages.redis:RedisStorage",
     "rediss": "aiohttp_store.storages.redis:RedisStorage",
+    "sqlite": "aiohttp_store.storages.sqlite:SQLiteStorage",
     "valkey": "aiohttp_store.storages.redis:RedisStorage",
 }
 
@@ -40,6 +41,7 @@ _EXTRAS = {
     "pymongo": "mongodb",
     "aiomysql": "mysql",
     "pymysql": "mysql",
+    "aiosqlite": "sqlite",
 }
 
 
