@@ -283,6 +283,7 @@ def test_a_storage_without_a_url_says_so() -> None:
         ("mongodb", "motor", "mongodb"),
         ("mongodb+pymongo", "pymongo", "mongodb"),
         ("mysql", "aiomysql", "mysql"),
+        ("sqlite", "aiosqlite", "sqlite"),
     ],
 )
 def test_a_missing_driver_names_the_extra_to_install(scheme: str, driver: str, extra: str) -> None:

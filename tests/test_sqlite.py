@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -377,10 +378,11 @@ def test_a_storage_can_be_opened_in_one_event_loop_after_another(path: Path) -> 
         if found is None:
             await create(storage, key)
         await storage.close()
+        assert [file.name for file in path.parent.iterdir()] == [path.name]  # all of it is in the one file
         await no_threads_left()
         return found
 
-    assert [asyncio.run(once()) for _ in range(2)] == [None, b"data"]
+    assert [asyncio.run(once()) for _ in range(6)] == [None, *[b"data"] * 5]
 
 
 WRITER = """
@@ -491,9 +493,8 @@ async def test_the_clock_of_the_machine_decides_and_no_write_is_lost_where_it_is
         key = new_key()
         storage.clock = lambda: now
         version = await create(storage, key, ttl=60)
-        moved = 0
-        storage.clock = lambda: now + moved
         for moved, is_there in ((59, True), (61, False), (-3600, True)):
+            storage.clock = partial(float, now + moved)
             assert (await storage.load([key]) != [None]) is is_there
             assert isinstance(await save(storage, key, b"x", b"another"), Conflict if is_there else Gone)
         outcome = await save(storage, key, b"back", version, ttl=60)

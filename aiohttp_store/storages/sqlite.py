@@ -177,7 +177,9 @@ class SQLiteStorage(Storage):
             self._sweeper = None
         lanes = [lane for lane in (self._reader, self._writer) if lane is not None]
         self._reader = self._writer = None
-        await asyncio.gather(*(lane.close(self.timeout) for lane in lanes))
+        until = time.monotonic() + self.timeout
+        for lane in lanes:  # one after the other, as only the last of all connections tidies the write-ahead log up
+            await lane.close(until)
 
     def _until(self) -> float:
         return time.monotonic() + _SHARE * self.timeout
@@ -348,11 +350,11 @@ class _Lane:
             return connection.stop()
         return None
 
-    async def close(self, within: float) -> None:
+    async def close(self, until: float) -> None:
         self._closed = True
         async with self._connecting:
             if self._connection is not None and (stopped := self._leave(self._connection)) is not None:
-                await asyncio.wait({stopped}, timeout=within)
+                await asyncio.wait({stopped}, timeout=max(0.0, until - time.monotonic()))
 
 
 @contextlib.contextmanager
