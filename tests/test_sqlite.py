@@ -163,7 +163,7 @@ async def test_a_file_that_cannot_be_used_is_told_at_open_and_left_alone(
         await storage.open()
     assert str(tmp_path / name) in str(caught.value)
     assert (tmp_path / "garbage").read_bytes().startswith(b"no database")
-    await no_threads_left()
+    assert threads() == []
     with pytest.raises(StorageUnavailable, match="not open"):
         await storage.load([new_key()])
 
@@ -299,7 +299,7 @@ async def test_a_database_that_is_locked_at_the_start_is_an_outage_that_ends(
             await storage.load([new_key()])
     await create(storage, new_key())
     await storage.close()
-    await no_threads_left()
+    assert threads() == []
 
 
 async def test_a_cancelled_call_is_not_begun_later_and_leaves_nothing_open(path: Path) -> None:
@@ -320,13 +320,19 @@ async def test_a_cancelled_call_is_not_begun_later_and_leaves_nothing_open(path:
         await create(storage, keys[0])
 
 
-async def test_a_batch_that_fails_half_way_writes_nothing_and_the_next_one_is_served(path: Path) -> None:
-    async with Opened(path) as storage:
-        keys = [new_key() for _ in range(3)]
-        with pytest.raises(StorageUnavailable, match="CHECK constraint failed"):
-            await storage.save([Write(keys[0], None, b"1", 60), Write(keys[1], None, "no bytes", 60)])  # type: ignore[arg-type]
-        assert await storage.load(keys) == [None] * 3
-        await create(storage, keys[2])
+@pytest.mark.parametrize(
+    ("data", "ttl", "error"), [("no bytes", 60, StorageUnavailable), (b"too long", 10**400, OverflowError)]
+)
+async def test_a_batch_that_fails_half_way_writes_nothing_and_holds_no_lock(
+    path: Path, data: Any, ttl: int, error: type[Exception]
+) -> None:
+    async with Opened(path) as storage, Opened(path, timeout=TIMEOUT) as other:
+        keys = [new_key() for _ in range(4)]
+        with pytest.raises(error):
+            await storage.save([Write(keys[0], None, b"1", 60), Write(keys[1], None, data, ttl)])
+        await create(other, keys[2])
+        await create(storage, keys[3])
+        assert await storage.load(keys[:2]) == [None] * 2
 
 
 async def test_close_does_not_wait_for_what_hangs_and_a_process_ends_without_it(path: Path) -> None:
@@ -365,7 +371,7 @@ async def test_close_ends_a_call_that_waits_for_a_lock(path: Path) -> None:
         assert time.monotonic() - began < TIMEOUT + SLACK
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(answer, StorageUnavailable)
-    await no_threads_left()
+    assert threads() == []
 
 
 def test_a_storage_can_be_opened_in_one_event_loop_after_another(path: Path) -> None:
@@ -379,7 +385,7 @@ def test_a_storage_can_be_opened_in_one_event_loop_after_another(path: Path) -> 
             await create(storage, key)
         await storage.close()
         assert [file.name for file in path.parent.iterdir()] == [path.name]  # all of it is in the one file
-        await no_threads_left()
+        assert threads() == []
         return found
 
     assert [asyncio.run(once()) for _ in range(6)] == [None, *[b"data"] * 5]
@@ -579,7 +585,7 @@ async def test_a_file_that_was_deleted_or_replaced_is_noticed_at_once(path: Path
             assert await data_of(storage, key) == (None if to == "nothing" else b"copied")
             assert await data_of(storage, later) == b"data"
     assert len(rows(path)) == (1 if to == "nothing" else 2)
-    await no_threads_left()
+    assert threads() == []
 
 
 async def test_a_value_over_sqlites_limit_is_too_large(path: Path) -> None:

@@ -38,6 +38,7 @@ _LARGEST = 1_000_000_000 - 1024
 """Bytes: SQLite's limit of a row, less what is not the data."""
 _SHARE = 0.9  # of the deadline, in which a lock is waited for: what is left tells the caller so
 _LONGEST_PAUSE = 0.01
+_CLOSING_PAUSE = 0.002
 _SWEEP_EVERY = 60.0
 _SWEEP_PAUSE = 0.05
 _SWEEP_REST = 2  # times what a batch took, so that a busy disk gets more of a rest
@@ -277,6 +278,10 @@ class _Connection(aiosqlite.Connection):
         finally:
             left.set()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def _open_file(self) -> sqlite3.Connection:
         # Only what did not exist, as closing a database's file drops the locks that this process has on it.
         with _creating, contextlib.suppress(FileExistsError):
@@ -311,6 +316,7 @@ class _Lane:
         self._path = path
         self._prepare = prepare
         self._connection: _Connection | None = None
+        self._left: list[_Connection] = []
         self._connecting = asyncio.Lock()
         self._closed = False
 
@@ -334,27 +340,30 @@ class _Lane:
                 raise OSError("it was closed")
             if self._connection is None:
                 connection = _Connection(self._path)
-                await connection
                 try:
+                    await connection
                     await connection.run(self._prepare, until)
                 except BaseException:
-                    connection.stop()
+                    self._leave(connection)
                     raise
                 self._connection = connection
             return self._connection
 
-    def _leave(self, connection: _Connection) -> asyncio.Future[None] | None:
+    def _leave(self, connection: _Connection) -> None:
         """Let its thread close it after what it has to do."""
         if self._connection is connection:
             self._connection = None
-            return connection.stop()
-        return None
+        self._left = [left for left in self._left if left.is_alive and left is not connection] + [connection]
+        connection.stop()
 
     async def close(self, until: float) -> None:
+        """Wait for the threads, which report to this event loop, but not for those that hang."""
         self._closed = True
         async with self._connecting:
-            if self._connection is not None and (stopped := self._leave(self._connection)) is not None:
-                await asyncio.wait({stopped}, timeout=max(0.0, until - time.monotonic()))
+            if self._connection is not None:
+                self._leave(self._connection)
+        while any(left.is_alive for left in self._left) and time.monotonic() < until:  # noqa: ASYNC110  (no event tells)
+            await asyncio.sleep(_CLOSING_PAUSE)
 
 
 @contextlib.contextmanager
