@@ -254,7 +254,7 @@ class SQLiteStorage(Storage):
                 _log.debug("no sweep: %s", error)
 
 
-class _Moved(Exception):
+class _Moved(OSError):
     """Another file stands at the path, or none."""
 
 
