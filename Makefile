@@ -1,4 +1,4 @@
-# make demo    serve the example app, on URL=memory:// or the one given
+# make demo    serve the example app, on URL=sqlite:///demo.db or the one given
 # make test    run every test on real servers, with branch coverage
 # make lint    ruff, ruff format, mypy --strict
 # make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-URL ?= memory://
+URL ?= sqlite:///demo.db
 PORT ?= 8080
 
 .PHONY: demo test lint bench chaos servers clean
@@ -51,4 +51,4 @@ servers: .venv/developer
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/results.json build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/results.json build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache demo.db*

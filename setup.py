@@ -16,12 +16,14 @@ mongodb = ["motor>=3.7", "pymongo>=4.13"]
 # aiomysql 0.3 breaks on bytes with PyMySQL 1.2; MySQL 8 logins without TLS need cryptography
 mysql = ["aiomysql>=0.3.2,<0.4", "PyMySQL>=1.1,<1.2", "cryptography"]
 cookie = ["cryptography>=42"]
+# a private attribute makes its thread a daemon
+sqlite = ["aiosqlite>=0.22.1,<0.23"]
 speedups = ["orjson>=3.10", "hiredis>=3.0"]
 
 setup(
     name="aiohttp_store",
     version=version[1],
-    description="Sessions for aiohttp in Redis, Memcached, MongoDB or MySQL, selected by a URL",
+    description="Sessions for aiohttp in Redis, Memcached, MongoDB, MySQL or SQLite, selected by a URL",
     long_description=(here / "README.rst").read_text(),
     long_description_content_type="text/x-rst",
     license="Apache-2.0",
@@ -36,10 +38,11 @@ setup(
         "mongodb": mongodb,
         "mysql": mysql,
         "cookie": cookie,
+        "sqlite": sqlite,
         "speedups": speedups,
-        "all": redis + memcached + mongodb + mysql + cookie + speedups,
+        "all": redis + memcached + mongodb + mysql + sqlite + cookie + speedups,
     },
-    keywords=["aiohttp", "session", "cookie", "redis", "memcached", "mongodb", "mysql", "asyncio"],
+    keywords=["aiohttp", "session", "cookie", "redis", "memcached", "mongodb", "mysql", "sqlite", "asyncio"],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Framework :: AsyncIO",

@@ -1,6 +1,7 @@
 """A page with a visit counter, a login, a cart and a logout, on the storage that a URL names.
 
 Run it with: python examples/demo.py redis://localhost:6379/0
+Without a URL it keeps its sessions in demo.db, where they outlive a restart.
 """
 
 import argparse
@@ -101,7 +102,9 @@ def make_app(storage: str) -> web.Application:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve the demo page.")
-    parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
+    parser.add_argument(
+        "storage", nargs="?", default="sqlite:///demo.db", help="as redis://localhost:6379/0; %(default)s"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     options = parser.parse_args()
@@ -109,6 +112,7 @@ def main() -> None:
         app = make_app(options.storage)
     except aiohttp_store.ConfigError as error:
         parser.error(str(error))
+    print(f"Sessions are kept in {aiohttp_store.StorageURL.parse(options.storage)}")
     web.run_app(app, host=options.host, port=options.port)
 
 

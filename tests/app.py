@@ -140,7 +140,8 @@ async def _leave_nothing(app: web.Application) -> AsyncIterator[None]:
 
 
 def _driver_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("pymongo")]
+    drivers = ("pymongo", "_connection_worker_thread")  # the latter is aiosqlite's
+    return [thread.name for thread in threading.enumerate() if any(name in thread.name for name in drivers)]
 
 
 async def _say(app: web.Application) -> None:

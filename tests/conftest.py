@@ -30,10 +30,13 @@ STORAGES = {
     "mongodb": ("mongodb", "mongodb"),
     "pymongo": ("mongodb", "mongodb+pymongo"),
     "mysql": ("mysql", "mysql"),
+    "sqlite": (None, "sqlite"),
 }
-SHARED = [name for name, (server, _) in STORAGES.items() if server is not None]
+SHARED = [name for name in STORAGES if name != "memory"]
 """The storages whose sessions several processes see."""
-ONE_SERVER = [name for name in SHARED if not issubclass(SERVERS[STORAGES[name][0] or ""], ServerSet)]
+SERVED = [name for name, (server, _) in STORAGES.items() if server is not None]
+"""Those that have a server."""
+ONE_SERVER = [name for name in SERVED if not issubclass(SERVERS[STORAGES[name][0] or ""], ServerSet)]
 """Those that a proxy can stand before."""
 
 PATIENCE = 20
@@ -75,8 +78,11 @@ def storage_name(request: pytest.FixtureRequest) -> str:
 def new_url(servers: Servers, storage_name: str, **parameters: object) -> str:
     """Give a URL of a storage that names a space of its own."""
     server, scheme = STORAGES[storage_name]
-    if server is None:
+    if storage_name == "memory":
         base = "memory://"
+    elif server is None:
+        base = f"{scheme}:///{servers.folder / secrets.token_hex(6)}.db"
+        parameters = {"timeout": PATIENCE, **parameters}
     else:
         base = scheme + "://" + servers.url(server).partition("://")[2]
         space = {"mysql": "table", "mongodb": "collection"}.get(server, "prefix")

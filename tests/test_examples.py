@@ -24,17 +24,19 @@ ROOT = Path(__file__).parent.parent
 
 
 @asynccontextmanager
-async def running(example: str, *arguments: str) -> AsyncIterator[str]:
+async def running(example: str, *arguments: str, folder: Path = ROOT) -> AsyncIterator[str]:
     """Run an example on a free port, and give the address that it prints."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-W", "error", str(ROOT / "examples" / example), *arguments, "--port", "0"),
         stdout=asyncio.subprocess.PIPE,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     try:
         assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 20)
-        (address,) = re.findall(r"http://[0-9.:]+", line.decode())
+        said = await asyncio.wait_for(process.stdout.readuntil(b"(Press"), 20)
+        assert example != "demo.py" or b"Sessions are kept in " in said
+        (address,) = re.findall(r"http://[0-9.:]+", said.decode())
         yield address
     finally:
         process.send_signal(signal.SIGINT)
@@ -78,6 +80,16 @@ async def test_the_demo_keeps_a_visitor_over_a_restart_and_two_processes(storage
             assert ("<li>Milk: 1</li>" in await page(ann, one)) is kept
             assert ("<li>Milk: 2</li>" in await page(ann, f"{one}/cart", item="Milk")) is kept
             assert ("<li>Milk: 2</li>" in await page(ann, other)) is kept
+
+
+async def test_a_login_outlives_a_restart_of_the_demo_that_make_serves(tmp_path: Path) -> None:
+    (url,) = re.findall(r"^URL \?= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    async with visitor() as ann:
+        async with running("demo.py", url, folder=tmp_path) as address:
+            await page(ann, f"{address}/login", user="Ann")
+        assert [file.name for file in tmp_path.iterdir()] == ["demo.db"]
+        async with running("demo.py", folder=tmp_path) as address:
+            assert "Hello, Ann" in await page(ann, address)
 
 
 async def test_the_demo_refuses_a_wrong_url_with_a_plain_message() -> None:

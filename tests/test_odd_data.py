@@ -96,7 +96,9 @@ async def test_a_mebibyte_comes_back_or_is_refused_with_size_and_limit(
 async def test_a_prefix_of_another_space_is_another_space(make_url: Callable[..., str], storage_name: str) -> None:
     if storage_name == "memory":
         return
-    space = {"mysql": "table", "mongodb": "collection", "pymongo": "collection"}.get(storage_name, "prefix")
+    space = {"mysql": "table", "mongodb": "collection", "pymongo": "collection", "sqlite": "table"}.get(
+        storage_name, "prefix"
+    )
     name = f"t{secrets.token_hex(4)}"
     base = make_url().partition("?")[0]
     key = new_key()

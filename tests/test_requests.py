@@ -436,7 +436,8 @@ def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable
         space = dict(url.query).get("prefix") or dict(url.query).get("table") or dict(url.query).get("collection") or ""
         match STORAGES[storage_name][0]:
             case None:
-                return repr(kept(storage)).encode()
+                files = sorted(storage.path.parent.glob(f"{storage.path.name}*")) if storage_name == "sqlite" else []
+                return b"".join(file.read_bytes() for file in files) or repr(kept(storage)).encode()
             case "redis":
                 async with Redis.from_url(servers.url("redis")) as client:
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]

@@ -284,6 +284,7 @@ def test_a_storage_without_a_url_says_so() -> None:
         ("mongodb+pymongo", "pymongo", "mongodb"),
         ("mysql", "aiomysql", "mysql"),
         ("cookie", "cryptography", "cookie"),
+        ("sqlite", "aiosqlite", "sqlite"),
     ],
 )
 def test_a_missing_driver_names_the_extra_to_install(scheme: str, driver: str, extra: str) -> None:

@@ -16,7 +16,7 @@ from aiohttp_store import open_storage, setup
 from aiohttp_store.cookie import key_of_id
 
 from .app import ENDING, AppProcess
-from .conftest import ONE_SERVER, SHARED, STORAGES, Servers, new_url
+from .conftest import ONE_SERVER, SERVED, STORAGES, Servers, new_url
 from .law import data_of
 from .proxy import Proxy
 from .remote import Remote
@@ -122,7 +122,7 @@ async def test_saves_under_way_are_finished_first_also_where_their_requests_are_
         assert all([b"tea" in (await data_of(storage, key) or b"") for key in keys])
 
 
-@pytest.fixture(params=SHARED)
+@pytest.fixture(params=SERVED)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -31,6 +31,7 @@ SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
     "redis+sentinel": "aiohttp_store.storages.redis:RedisStorage",
     "redis+unix": "aiohttp_store.storages.redis:RedisStorage",
     "rediss": "aiohttp_store.storages.redis:RedisStorage",
+    "sqlite": "aiohttp_store.storages.sqlite:SQLiteStorage",
     "valkey": "aiohttp_store.storages.redis:RedisStorage",
 }
 
@@ -42,6 +43,7 @@ _EXTRAS = {
     "pymongo": "mongodb",
     "aiomysql": "mysql",
     "pymysql": "mysql",
+    "aiosqlite": "sqlite",
 }
 
 

@@ -1,0 +1,385 @@
+"""`sqlite://`: a file of this machine that several processes share, through aiosqlite."""
+
+# ruff: noqa: S608  (the table's name is a checked identifier, all values are parameters)
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import aiosqlite
+
+from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
+from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
+from ..url import identifier, positive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ..url import StorageURL
+
+__all__ = ["SQLiteStorage"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LARGEST = 1_000_000_000 - 1024
+"""Bytes: SQLite's limit of a row, less what is not the data."""
+_SHARE = 0.9  # of the deadline, in which a lock is waited for: what is left tells the caller so
+_LONGEST_PAUSE = 0.01
+_CLOSING_PAUSE = 0.002
+_SWEEP_EVERY = 60.0
+_SWEEP_PAUSE = 0.05
+_SWEEP_REST = 2  # times what a batch took, so that a busy disk gets more of a rest
+_SWEEP_SLICE = 500
+# SQLite takes any type in any column; a column with another type holds what somebody else wrote.
+_LAYOUT = {"id": ("TEXT", 1, 1), "version": ("BLOB", 1, 0), "data": ("BLOB", 1, 0), "expires": ("REAL", 1, 0)}
+_NEVER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_NEVER_SQLITE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_ERROR}
+_creating = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The parameters of `sqlite://`."""
+
+    table: str = "sessions"
+    """The table of the records; it is made where it is missing."""
+    timeout: float = 2.0
+    """Seconds within which every verb answers or raises `StorageUnavailable`."""
+
+    def __post_init__(self) -> None:
+        identifier("table", self.table)
+        positive("timeout", self.timeout)
+
+
+class SQLiteStorage(Storage):
+    """Sessions in the rows of one table of a file, made where it is missing, for its owner alone."""
+
+    def __init__(self, path: str | os.PathLike[str], *, table: str = "sessions", timeout: float = 2.0) -> None:
+        options = Options(table=table, timeout=timeout)
+        self.path = Path(path).absolute()
+        self.table = options.table
+        self.timeout = options.timeout
+        self.clock = time.time
+        self._reader: _Lane | None = None
+        self._writer: _Lane | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        live = f'FROM "{table}" WHERE id=? AND expires>?'
+        self._find = f"SELECT version,data {live}"
+        self._remove = f"DELETE {live} AND version=?"
+        self._replace = f'UPDATE "{table}" SET version=?,data=?,expires=? WHERE id=? AND expires>? AND version=?'
+        self._create = (
+            f'INSERT INTO "{table}" (id,version,data,expires) VALUES (?,?,?,?) ON CONFLICT (id) DO UPDATE '
+            "SET version=excluded.version,data=excluded.data,expires=excluded.expires WHERE expires<=?"
+        )
+
+    @classmethod
+    def from_url(cls, url: StorageURL) -> Self:
+        """Read `sqlite:///relative.db` and `sqlite:////absolute.db`."""
+        path = url.path[1:]
+        if url.hosts or url.user is not None or url.password is not None:
+            raise ConfigError(
+                f"{url} names a host; write sqlite:///file.db, or sqlite:////folder/file.db with four '/'"
+            )
+        if path in ("", ":memory:"):
+            raise ConfigError(f"{url} names no file; write sqlite:///file.db, or memory:// to keep nothing")
+        if "\0" in path:
+            raise ConfigError(f"the path {path!r} holds a NUL; write sqlite:///file.db")
+        options = url.options(Options)
+        return cls(path, table=options.table, timeout=options.timeout)
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStorage of {self.path}, table {self.table!r}>"
+
+    async def open(self) -> None:
+        """Make the file and the table where they are missing, and begin to sweep.
+
+        Raises:
+            ConfigError: the file cannot be made, read or written, is no database, or the table is of another layout.
+        """
+        if self._writer is not None:
+            return
+        self._writer, self._reader = _Lane(self.path, self._prepare), _Lane(self.path, self._prepare)
+        try:
+            async with self.answering(sqlite3.Error):
+                for lane in (self._writer, self._reader):
+                    await lane.connected(self._until())
+        except StorageUnavailable as error:
+            if (why := self._why_never(error.__cause__)) is not None:
+                await self.close()
+                raise ConfigError(f"sqlite:// cannot use {self.path}: {why}") from error
+            _log.warning("opened without its database: %s", error)
+        except BaseException:
+            await self.close()
+            raise
+        self._sweeper = asyncio.create_task(self._sweep_forever())
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        places = ",".join("?" * len(keys))
+        statement = f'SELECT id,version,data FROM "{self.table}" WHERE id IN ({places}) AND expires>?'
+
+        def read(connection: sqlite3.Connection) -> dict[str, Record]:
+            rows = connection.execute(statement, (*keys, self.clock()))
+            return {key: Record(version, data) for key, version, data in rows}
+
+        found = await self._run(self._reader, read)
+        return [found.get(key) for key in keys]
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        for write in writes:
+            if len(write.data or b"") > _LARGEST:
+                raise SessionTooLarge(len(write.data or b""), _LARGEST, f"a record of {self!r}")
+        drafts = [(write, b"" if write.data is None else new_version()) for write in writes]
+
+        def carry_out(connection: sqlite3.Connection) -> list[Outcome]:
+            now = self.clock()  # asked when the lock is ours, as it may have been long in coming
+            return [self._carry_out(connection, write, version, now) for write, version in drafts]
+
+        return await self._transact(carry_out)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        statement = f'DELETE FROM "{self.table}" WHERE id=?'
+        await self._transact(lambda connection: connection.executemany(statement, [(key,) for key in keys]).rowcount)
+
+    async def sweep(self) -> int:
+        """Delete expired records in small batches, and tell how many.
+
+        Several processes may be at it: each batch has the database to itself, and takes what is left.
+        """
+        loop, total = asyncio.get_running_loop(), 0
+        table = f'"{self.table}"'
+        old = f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE expires<=? LIMIT {_SWEEP_SLICE})"
+        while True:
+            began = loop.time()
+            swept = await self._transact(lambda connection: connection.execute(old, (self.clock(),)).rowcount)
+            total += swept
+            if swept < _SWEEP_SLICE:
+                return total
+            await asyncio.sleep(max(_SWEEP_PAUSE, _SWEEP_REST * (loop.time() - began)))
+
+    async def close(self) -> None:
+        """Close the file; a call that hangs is waited for, but not longer than `timeout`."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+            self._sweeper = None
+        lanes = [lane for lane in (self._reader, self._writer) if lane is not None]
+        self._reader = self._writer = None
+        until = time.monotonic() + self.timeout
+        for lane in lanes:  # one after the other, as only the last of all connections tidies the write-ahead log up
+            await lane.close(until)
+
+    def _until(self) -> float:
+        return time.monotonic() + _SHARE * self.timeout
+
+    async def _run(self, lane: _Lane | None, do: Callable[[sqlite3.Connection], T]) -> T:
+        if lane is None:
+            raise StorageUnavailable(f"{self!r} is not open")
+        async with self.answering(sqlite3.Error):
+            return await lane.run(do, self._until())
+
+    async def _transact(self, do: Callable[[sqlite3.Connection], T]) -> T:
+        def transact(connection: sqlite3.Connection) -> T:
+            with _transaction(connection):
+                return do(connection)
+
+        return await self._run(self._writer, transact)
+
+    def _carry_out(self, connection: sqlite3.Connection, write: Write, version: bytes, now: float) -> Outcome:
+        key, expected, data, ttl = write
+        if data is None:
+            done = connection.execute(self._remove, (key, now, expected))
+        elif expected is None:
+            done = connection.execute(self._create, (key, version, data, now + ttl, now))
+        else:
+            done = connection.execute(self._replace, (version, data, now + ttl, key, now, expected))
+        if done.rowcount:
+            return Saved(version)
+        found = connection.execute(self._find, (key, now)).fetchone()
+        if found is not None:
+            return Conflict(Record(*found))
+        return Gone() if expected is not None else Saved(b"")
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Set up a new connection, and make the table where it is missing."""
+        connection.execute("PRAGMA journal_mode=WAL")  # of the file, for good
+        connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk before it is acknowledged
+        if not self._columns(connection):
+            kinds = " AND ".join(f"typeof({name})='{kind.lower()}'" for name, (kind, *_) in _LAYOUT.items())
+            with _transaction(connection):
+                connection.execute(
+                    f'CREATE TABLE IF NOT EXISTS "{self.table}" (id TEXT NOT NULL PRIMARY KEY, '
+                    f"version BLOB NOT NULL, data BLOB NOT NULL, expires REAL NOT NULL, CHECK ({kinds}))"
+                )
+                connection.execute(f'CREATE INDEX IF NOT EXISTS "{self.table}_expires" ON "{self.table}" (expires)')
+        if self._columns(connection) != _LAYOUT:
+            raise ConfigError(f"{self!r}: the table has another layout; name another with ?table=, or drop it")
+
+    def _columns(self, connection: sqlite3.Connection) -> dict[str, tuple[str, int, int]]:
+        rows = connection.execute(f'PRAGMA table_info("{self.table}")')
+        return {name: (kind, is_needed, is_primary) for _, name, kind, is_needed, _, is_primary in rows}
+
+    def _why_never(self, error: BaseException | None) -> str | None:
+        """Say what the operator must change, or give nothing where waiting may help."""
+        code = _code(error)
+        if code not in _NEVER_SQLITE and getattr(error, "errno", None) not in _NEVER:
+            return None
+        if code == sqlite3.SQLITE_NOTADB:
+            return "it is no SQLite database; name another file, or move it away"
+        if self.path.is_dir():
+            return "it is a folder; name a file in it"
+        if not self.path.parent.is_dir():
+            return f"there is no folder {self.path.parent}; make it, or name another"
+        return f"let this user read and write it and its folder, or name another file ({error})"
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY * random.uniform(0.5, 1.5))  # noqa: S311  (jitter)
+            try:
+                await self.sweep()
+            except Exception as error:  # noqa: BLE001  (the next one may do better)
+                _log.debug("no sweep: %s", error)
+
+
+class _Moved(OSError):
+    """Another file stands at the path, or none."""
+
+
+class _Connection(aiosqlite.Connection):
+    """A connection whose thread runs whole transactions, and does not keep the process from ending."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(self._open_file, iter_chunk_size=64)
+        self._thread.daemon = True
+        self._path = path
+        self._file: tuple[int, int] | None = None
+
+    async def run(self, do: Callable[[sqlite3.Connection], T], until: float) -> T:
+        """Run this in the thread, again while the database is locked.
+
+        What nobody waits for any more is not begun. Closures are sent, as aiosqlite logs its arguments.
+        """
+        left = threading.Event()
+        try:
+            return await self._execute(lambda: self._persist(do, until, left))  # type: ignore[no-any-return, no-untyped-call]
+        finally:
+            left.set()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _open_file(self) -> sqlite3.Connection:
+        # Only what did not exist, as closing a database's file drops the locks that this process has on it.
+        with _creating, contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        self._file = self._identity()
+        return sqlite3.connect(self._path, timeout=0, isolation_level=None)
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _persist(self, do: Callable[[sqlite3.Connection], T], until: float, left: threading.Event) -> T:
+        if self._identity() != self._file:
+            raise _Moved
+        while not left.is_set():
+            try:
+                return do(self._conn)
+            except sqlite3.Error as error:
+                if not _is_locked(error) or time.monotonic() >= until:
+                    raise
+            left.wait(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311  (jitter)
+        raise TimeoutError
+
+
+class _Lane:
+    """One connection, opened again after an error, and when another file stands at the path."""
+
+    def __init__(self, path: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
+        self._path = path
+        self._prepare = prepare
+        self._connection: _Connection | None = None
+        self._left: list[_Connection] = []
+        self._connecting = asyncio.Lock()
+        self._closed = False
+
+    async def run(self, do: Callable[[sqlite3.Connection], T], until: float) -> T:
+        while True:
+            connection = await self.connected(until)
+            try:
+                return await connection.run(do, until)
+            except _Moved:
+                self._leave(connection)
+            except sqlite3.Error as error:
+                if not _is_locked(error):
+                    self._leave(connection)
+                raise
+
+    async def connected(self, until: float) -> _Connection:
+        if self._connection is not None:
+            return self._connection
+        async with self._connecting:
+            if self._closed:
+                raise OSError("it was closed")
+            if self._connection is None:
+                connection = _Connection(self._path)
+                try:
+                    await connection
+                    await connection.run(self._prepare, until)
+                except BaseException:
+                    self._leave(connection)
+                    raise
+                self._connection = connection
+            return self._connection
+
+    def _leave(self, connection: _Connection) -> None:
+        """Let its thread close it after what it has to do."""
+        if self._connection is connection:
+            self._connection = None
+        self._left = [left for left in self._left if left.is_alive and left is not connection] + [connection]
+        connection.stop()
+
+    async def close(self, until: float) -> None:
+        """Wait for the threads, which report to this event loop, but not for those that hang."""
+        self._closed = True
+        async with self._connecting:
+            if self._connection is not None:
+                self._leave(self._connection)
+        while any(left.is_alive for left in self._left) and time.monotonic() < until:  # noqa: ASYNC110  (no event tells)
+            await asyncio.sleep(_CLOSING_PAUSE)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _code(error: BaseException | None) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # what is above says more closely what it is
+
+
+def _is_locked(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
