@@ -79,7 +79,7 @@ class RecordStorage(AbstractStorage):
 
     def _decode(self, record: bytes | str) -> Any:
         try:
-            return self._decoder(record if isinstance(record, str) else record.decode())
+            return self._decoder(record if isinstance(record, str) else record.decode()) or {}
         except Exception:  # noqa: BLE001  (a decoder of the app's own may raise anything)
             return {}
 
