@@ -30,6 +30,8 @@ from aiohttp_session.nacl_storage import NaClCookieStorage as RealNaCl
 from aiohttp_session.redis_storage import RedisStorage as RealRedis
 from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 import aiohttp_store
 from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat, middleware
@@ -193,7 +195,7 @@ async def test_sessions_are_written_as_by_the_package_itself_and_each_reads_the_
         ids = [header.partition(";")[0].partition("=")[2] for header in headers]
         keys = [f"{name}_{one}" for one in ids]
         records = [await redis.get(key) if kind == "redis" else await memcached.get(key.encode()) for key in keys]
-        texts = [re.sub(rb'"created": \d{10}', b"", record or b"none") for record in records]
+        texts = [re.sub(rb'"created": \d{10}', b"", record) for record in records]  # type: ignore[arg-type]
         assert texts == [b'{, "session": {"a": "1", "list": [1, null, "\\u00e9"], "b": "2"}}'] * 2
         async with ours.get("/leave", headers=cookie) as response:
             assert "Max-Age=0" in response.headers["Set-Cookie"]
@@ -265,7 +267,7 @@ async def test_aiohttp_debugtoolbar_shows_the_session(alias: None, aiohttp_clien
 async def test_aiohttp_flashbag_and_aiohttp_session_flash_keep_messages(
     alias: None, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # aiohttp_session_flash rests on asyncio.coroutine, gone in Python 3.11, and on middlewares that are made for an app.
+    # aiohttp_session_flash rests on asyncio.coroutine, gone in Python 3.11, and on middlewares made for an app.
     monkeypatch.setattr(asyncio, "coroutine", types.coroutine, raising=False)
     import aiohttp_flashbag
     import aiohttp_session_flash
@@ -303,20 +305,16 @@ async def test_aiohttp_csrf_keeps_its_token_in_the_session(
     async def form(request: web.Request) -> web.Response:
         return web.Response(text=await aiohttp_csrf.generate_token(request))
 
-    @aiohttp_csrf.csrf_protect
     async def post(request: web.Request) -> web.Response:
         return web.Response()
 
-    app = make_app(aiohttp_store, "memory://", form, post)
-    aiohttp_csrf.setup(
-        app,
-        policy=aiohttp_csrf.policy.FormPolicy("token"),
-        storage=aiohttp_csrf.storage.SessionStorage("csrf", secret_phrase="a phrase"),
-    )
+    app = make_app(aiohttp_store, "memory://", *map(aiohttp_csrf.csrf_protect, (form, post)))
+    storage = aiohttp_csrf.storage.SessionStorage("csrf", secret_phrase="a phrase")
+    aiohttp_csrf.setup(app, policy=aiohttp_csrf.policy.FormPolicy("token"), storage=storage)
     client = await aiohttp_client(app)
-    [token] = await texts(client, "/form")
-    for sent, status in (("wrong", 403), (token, 200)):
-        async with client.post("/post", data={"token": sent}) as response:
+    for forged, status in (("forged", 403), ("", 200)):
+        [token] = await texts(client, "/form")
+        async with client.post("/post", data={"token": forged or token}) as response:
             assert response.status == status
 
 
@@ -552,10 +550,31 @@ async def test_save_reload_and_apply_work_with_such_a_storage(foreign: Any, aioh
         await session.reload()
         return web.json_response(session["n"])
 
-    client = await aiohttp_client(make_app(aiohttp_store, foreign, count, drop))
-    assert await texts(client, "/count", "/count", "/drop", "/count") == ["1", "2", "2", "3"]
+    async def lose(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        session["n"] = 0
+        async with client.get("/end"):
+            pass
+        with pytest.raises(SessionGone):
+            await session.reload()
+        return web.Response(text="gone")
+
+    async def end(request: web.Request) -> web.Response:
+        (await aiohttp_store.get_session(request)).invalidate()
+        return web.Response()
+
+    async def wrong(request: web.Request) -> web.Response:
+        with pytest.raises(TypeError, match="plain function"):
+            session: Any = await aiohttp_store.get_session(request)
+            await session.apply(count)
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, count, drop, lose, end, wrong))
+    assert await texts(client, "/count", "/count", "/drop", "/count", "/wrong") == ["1", "2", "2", "3", ""]
     if isinstance(foreign, ListStorage):
         assert len(foreign.records) == 1
+    if not isinstance(foreign, compat.EncryptedCookieStorage):
+        assert await texts(client, "/lose", "/count") == ["gone", "1"]
 
 
 async def test_a_session_saved_by_hand_gets_one_record(foreign: Any, aiohttp_client: AiohttpClient) -> None:
@@ -630,6 +649,15 @@ async def test_a_record_that_is_no_session_is_an_anonymous_visitor_and_its_id_is
         async with client.get("/write", headers={"Cookie": f"{name}=known"}) as response:
             assert response.cookies[name].value not in ("", "known")
         assert await redis.get(f"{name}_known") == record
+
+
+async def test_a_record_that_a_storage_cannot_read_is_an_anonymous_visitor(aiohttp_client: AiohttpClient) -> None:
+    storage = ListStorage()
+    storage.records["known"] = "{oops"
+    client = await aiohttp_client(make_app(aiohttp_store, storage, *actions(compat)))
+    async with client.get("/write", params={"a": "1"}, headers={"Cookie": "LIST=known"}) as response:
+        assert response.status == 200
+        assert response.cookies["LIST"].value != "known"
 
 
 @pytest.mark.parametrize("value", ["garbage", "", "\udcff", '"a b\\012"', "x" * 300, "{}", "W"])
@@ -730,7 +758,7 @@ async def test_an_outage_is_503_within_the_time_that_a_storage_has(
 @pytest.mark.parametrize("kind", ["redis", "memcached"])
 async def test_a_server_that_is_down_is_503(kind: str, aiohttp_client: AiohttpClient) -> None:
     port = 9  # nobody listens there
-    redis, memcached = Redis(port=port, retry=None), aiomcache.Client("127.0.0.1", port)
+    redis, memcached = Redis(port=port, retry=Retry(NoBackoff(), 0)), aiomcache.Client("127.0.0.1", port)
     client = await aiohttp_client(make_app(compat, make_storage(kind, False, redis, memcached), *actions(compat)))
     for path, cookie in (("/read", {"Cookie": "AIOHTTP_SESSION=x"}), ("/write", {})):
         async with client.get(path, headers=cookie) as response:
@@ -769,6 +797,51 @@ def test_a_session_takes_no_id_that_can_be_guessed(identity: Any) -> None:
 
 
 # The interface.
+
+
+async def test_a_session_is_new_empty_and_changed_as_in_the_package(aiohttp_client: AiohttpClient) -> None:
+    async def remember(request: web.Request) -> web.StreamResponse:
+        session: Any = await compat.new_session(request)
+        assert (session.new, session.empty, session.identity, session._changed) == (True, True, None, False)
+        session.idle_timeout = 90
+        assert (session.max_age, session.idle_timeout) == (90, 90)
+        session._mapping = {"a": []}
+        session.changed()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with pytest.raises(RuntimeError, match="headers have been sent"):
+            session.renew()
+        with pytest.raises(RuntimeError, match="headers have been sent"):
+            await compat.new_session(request)
+        return response
+
+    storage = ListStorage()
+    client = await aiohttp_client(make_app(compat, storage, remember, *actions(compat)))
+    async with client.get("/remember") as response:
+        assert "Max-Age=90" in response.headers["Set-Cookie"]
+    assert await texts(client, "/read") == ['{"a": []}']
+    session = compat.Session("known", data={"created": 5, "session": {"a": 1}}, new=False)
+    assert (session.created, session.identity, dict(session)) == (5, "known", {"a": 1})
+    with pytest.raises(RuntimeError, match="only a session that is new"):
+        session.set_new_identity(uuid.uuid4().hex)
+
+
+async def test_a_changed_session_lasts_from_its_last_change(
+    aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nested(request: web.Request) -> web.Response:
+        (await compat.get_session(request))["list"].append(1)
+        return web.Response()
+
+    client = await aiohttp_client(make_app(compat, ListStorage(max_age=100), nested, *actions(compat)))
+    began, moved = time.time(), [0]
+    monkeypatch.setattr("time.time", lambda: began + moved[0])
+    await texts(client, "/write")
+    for moved[0], path in ((90, "/nested"), (180, "/nested"), (270, "/read")):
+        [found] = await texts(client, path)
+    assert json.loads(found) == {"list": [1, None, "é", 1, 1]}
+    moved[0] = 290
+    assert await texts(client, "/read") == ["{}"]
 
 
 @old_style_key

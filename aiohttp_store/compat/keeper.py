@@ -116,6 +116,9 @@ class ForeignKeeper:
     async def apply(self, session: OurSession, change: Callable[[Any], T]) -> T:
         """Run `change` once and save: such a storage cannot tell who else has written."""
         result = change(session)
+        if asyncio.iscoroutine(result):
+            result.close()
+            raise TypeError("apply() runs a plain function, and this one is async: await before apply()")
         session.changed()
         await self.commit(session)
         return result
