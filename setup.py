@@ -15,6 +15,7 @@ memcached = ["aiomcache>=0.8.2,<0.9"]
 mongodb = ["motor>=3.7", "pymongo>=4.13"]
 # aiomysql 0.3 breaks on bytes with PyMySQL 1.2; MySQL 8 logins without TLS need cryptography
 mysql = ["aiomysql>=0.3.2,<0.4", "PyMySQL>=1.1,<1.2", "cryptography"]
+cookie = ["cryptography>=42"]
 speedups = ["orjson>=3.10", "hiredis>=3.0"]
 
 setup(
@@ -34,8 +35,9 @@ setup(
         "memcached": memcached,
         "mongodb": mongodb,
         "mysql": mysql,
+        "cookie": cookie,
         "speedups": speedups,
-        "all": redis + memcached + mongodb + mysql + speedups,
+        "all": redis + memcached + mongodb + mysql + cookie + speedups,
     },
     keywords=["aiohttp", "session", "cookie", "redis", "memcached", "mongodb", "mysql", "asyncio"],
     classifiers=[

@@ -16,7 +16,18 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from .errors import ConfigError
 
-__all__ = ["Cookie", "CookieReader", "Presented", "Secret", "add_vary", "derive_keys", "forbid_caching", "key_of_id"]
+__all__ = [
+    "Cookie",
+    "CookieFinder",
+    "CookieReader",
+    "Presented",
+    "Secret",
+    "add_vary",
+    "checked_secrets",
+    "derive_keys",
+    "forbid_caching",
+    "key_of_id",
+]
 
 MAX_AGE = 400 * 86_400
 """Seconds; browsers keep no cookie longer (RFC 6265bis, section 5.5)."""
@@ -153,25 +164,35 @@ class Presented(NamedTuple):
     """Signed with an older secret: to be sent again, signed with the first."""
 
 
-class CookieReader:
+class CookieFinder:
+    """Finds the cookies of one name in `Cookie` headers, by the form that a value of ours has."""
+
+    def __init__(self, name: str, form: str) -> None:
+        self.name = name
+        ours = rf"(?:^|;)[ \t]*{re.escape(name)}="
+        self._any = re.compile(ours)
+        self._well_formed = re.compile(rf"{ours}{form}[ \t]*(?=;|$)")
+
+    def is_in(self, headers: CIMultiDictProxy[str]) -> bool:
+        """Tell whether the request has a cookie of our name, whatever its value."""
+        return any(self._any.search(header) for header in headers.getall(hdrs.COOKIE, ()))
+
+    def found_in(self, headers: Sequence[str]) -> list[Any]:
+        """Give the groups of the form in the first well-formed cookies, as many as are looked at."""
+        return [found for header in headers for found in self._well_formed.findall(header)][:MAX_LOOKED_AT]
+
+
+class CookieReader(CookieFinder):
     """Finds ids in `Cookie` headers, and writes the values that carry them.
 
     A visitor sends the same header with each request, so what was found in it is remembered.
     """
 
     def __init__(self, name: str, secret: Secret | None) -> None:
-        self.name = name
         self._pair = f"{name}="
         self._keys = derive_keys(secret, "session cookie signature") if secret is not None else []
-        ours = rf"(?:^|;)[ \t]*{re.escape(self._pair)}"
-        value = rf"({_ID})\.({_ID})" if self._keys else rf"({_ID})()"
-        self._any = re.compile(ours)
-        self._well_formed = re.compile(rf"{ours}{value}[ \t]*(?=;|$)")
+        super().__init__(name, rf"({_ID})\.({_ID})" if self._keys else rf"({_ID})()")
         self._find_again = lru_cache(MAX_REMEMBERED)(self._find)
-
-    def is_in(self, headers: CIMultiDictProxy[str]) -> bool:
-        """Tell whether the request has a cookie of our name, whatever its value."""
-        return any(self._any.search(header) for header in headers.getall(hdrs.COOKIE, ()))
 
     def read(self, headers: CIMultiDictProxy[str]) -> Sequence[Presented]:
         """Give the ids, each once, in the header's order; forged and malformed values are left out."""
@@ -181,8 +202,7 @@ class CookieReader:
         return self._find(*cookies)
 
     def _find(self, *headers: str) -> tuple[Presented, ...]:
-        pairs = [pair for header in headers for pair in self._well_formed.findall(header)]
-        found = (self._open(*pair) for pair in pairs[:MAX_LOOKED_AT])
+        found = (self._open(*pair) for pair in self.found_in(headers))
         return tuple({one.id: one for one in found if one is not None}.values())
 
     def value(self, session_id: str) -> str:
@@ -213,6 +233,15 @@ def derive_keys(secret: Secret, purpose: str) -> list[bytes]:
     Raises:
         ConfigError: no secret, or one that is shorter than 32 bytes.
     """
+    return [hmac.digest(one, f"aiohttp_store {purpose}".encode(), "sha256") for one in checked_secrets(secret)]
+
+
+def checked_secrets(secret: Secret) -> list[bytes]:
+    """Give the secrets as bytes, the first one first.
+
+    Raises:
+        ConfigError: no secret, or one that is shorter than 32 bytes.
+    """
     secrets = [secret] if isinstance(secret, str | bytes) else secret
     if not isinstance(secrets, list | tuple) or not all(isinstance(one, str | bytes) for one in secrets):
         raise ConfigError(f"secret is of type {type(secret).__name__}; give str or bytes, or a list of them")
@@ -225,7 +254,7 @@ def derive_keys(secret: Secret, purpose: str) -> list[bytes]:
                 f"secret {position + 1} of {len(raw)} has {len(one)} bytes, and {MIN_SECRET} are the least; "
                 "make one with secrets.token_urlsafe(32)"
             )
-    return [hmac.digest(one, f"aiohttp_store {purpose}".encode(), "sha256") for one in raw]
+    return raw
 
 
 def add_vary(headers: CIMultiDict[str]) -> None:

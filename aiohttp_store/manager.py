@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypedDict, TypeVar
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from .batching import Batcher, ShardedBatcher
-from .codec import MOVED, Codec, Envelope, JSONCodec, MovedError, UndecodableError, UnknownFormatError
-from .cookie import MAX_AGE, Cookie, CookieReader, Presented, Secret, add_vary, forbid_caching, key_of_id
+from .codec import MOVED, Codec, Envelope, MovedError, UndecodableError, UnknownFormatError
+from .cookie import Cookie, CookieReader, Presented, Secret, key_of_id
 from .errors import ConfigError, SessionConflict, StorageUnavailable
-from .log import logger, once, seldom
+from .keeper import IDLE_TIMEOUT, BaseKeeper
+from .log import logger, seldom
 from .merge import merge
-from .session import Duration, Session, Stored, seconds
+from .session import Duration, Session, Stored
 from .storage import Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, timed_out
 from .turns import Turns
 
@@ -29,19 +28,17 @@ T = TypeVar("T")
 
 OnConflict = Literal["merge", "overwrite", "raise"]
 
-PROLONG_AFTER = 1 / 20
-"""The share of the idle timeout after which a session that is only read is written again."""
 DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
 _UNSAVED = "a session was not saved, and its client has left: %s"
-_LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
 
 
 class Options(TypedDict, total=False):
     """The keywords of `setup` and of `session_middleware`."""
 
     secret: Secret | None
-    """Signs the cookie; of a list the first signs and all verify. At least 32 bytes each."""
+    """Signs the cookie, and seals that of `cookie://`; the first of a list does, and all are tried. At least 32 bytes
+    each."""
     cookie: Cookie | None
     """How the browser keeps the id."""
     idle_timeout: Duration
@@ -54,8 +51,10 @@ class Options(TypedDict, total=False):
     """Anything with `dumps` and `loads`; JSON by default."""
 
 
-class Manager:
+class Manager(BaseKeeper):
     """Keeps sessions in a storage, and only their ids in cookies."""
+
+    _reader: CookieReader
 
     def __init__(
         self,
@@ -63,24 +62,16 @@ class Manager:
         *,
         secret: Secret | None = None,
         cookie: Cookie | None = None,
-        idle_timeout: Duration = 86_400.0,
+        idle_timeout: Duration = IDLE_TIMEOUT,
         lifetime: Duration | None = None,
         on_conflict: OnConflict = "merge",
         codec: Codec | None = None,
     ) -> None:
+        super().__init__(cookie=cookie, idle_timeout=idle_timeout, lifetime=lifetime, codec=codec)
         self.storage = storage
-        self.cookie = Cookie() if cookie is None else cookie
-        if not isinstance(self.cookie, Cookie):
-            raise ConfigError(f"cookie={cookie!r} must be a Cookie, as Cookie(name='session', samesite='Lax')")
         if on_conflict not in ("merge", "overwrite", "raise"):
             raise ConfigError(f"on_conflict={on_conflict!r} must be 'merge', 'overwrite' or 'raise'")
-        self.codec: Codec = JSONCodec() if codec is None else codec
-        if not (callable(getattr(self.codec, "dumps", None)) and callable(getattr(self.codec, "loads", None))):
-            raise ConfigError(f"codec={codec!r} must have the methods dumps and loads")
-        self.clock: Callable[[], float] = time.time
         self._reader = CookieReader(self.cookie.name, secret)
-        self._idle_timeout = seconds("idle_timeout", idle_timeout)
-        self._lifetime = math.inf if lifetime is None else seconds("lifetime", lifetime)
         self._on_conflict = on_conflict
         self._batcher = (
             ShardedBatcher(storage, self._read, self._left)
@@ -135,16 +126,7 @@ class Manager:
             async with self._within_budget():
                 await self.open()
         found = await asyncio.gather(*[self._batcher.load(one.key, one) for one in presented])
-        live = [session for session in found if session._stored is not None]
-        if len(live) > 1:
-            seldom(
-                logger.warning,
-                "a request carried %d live sessions in cookies %r; it is treated as anonymous. A sibling domain may "
-                "have set one of them, which a name that begins with __Host- prevents",
-                len(live),
-                self.cookie.name,
-            )
-        return live[0] if len(live) == 1 else Session(self, {})
+        return self._live_one_of(found)
 
     async def new(self, request: web.BaseRequest, old: Session | None) -> Session:
         """Give an empty session that, when it is saved, ends the request's old one, loaded or not."""
@@ -185,16 +167,6 @@ class Manager:
             session._quiet_until = envelope.written + self._due_after(envelope)
         return session
 
-    def _decode(self, data: bytes) -> tuple[Envelope, dict[str, Any]]:
-        envelope = Envelope.unpack(data)
-        try:
-            decoded = self.codec.loads(envelope.payload)
-        except Exception as error:
-            raise UndecodableError(f"its data cannot be decoded ({type(error).__name__})") from error
-        if not isinstance(decoded, dict):
-            raise UndecodableError(f"its data is of type {type(decoded).__name__}, not dict")
-        return envelope, decoded
-
     async def _remove_damaged(self, key: str, version: bytes) -> None:
         try:
             await self._batcher.save(Write(key, version, None, 1))
@@ -229,13 +201,6 @@ class Manager:
                 await self._protected(self._commit(session))
         if not session._sealed:
             self._tell(request, response, session)
-
-    def is_changed(self, session: Session) -> bool:
-        """Tell whether the handler changed the session, or asked for its end or renewal."""
-        if session._doomed or session._renewals:
-            return True
-        draft, stored = self._draft(session), session._stored
-        return draft is not None and (stored is None or draft != stored.envelope.payload)
 
     def _left(self, session: Session, outcome: Outcome | Exception) -> None:
         """Finish what a cancelled request has begun."""
@@ -291,11 +256,7 @@ class Manager:
                 life, pending = session._life, self._copy(session._data)
                 sent = None
                 try:
-                    result = change(session)
-                    if asyncio.iscoroutine(result):
-                        result.close()
-                        raise TypeError("apply() runs a plain function, and this one is async: await before apply()")
-                    session._forced = True  # also a result that changes nothing must rest on the newest data
+                    result = self._changed_by(session, change)
                     sent = self._copy(session._data)
                     record = await attempt()
                     if record is None:
@@ -305,12 +266,6 @@ class Manager:
                 except BaseException:
                     self._take_back(session, life, pending, sent)
                     raise
-
-    def _take_back(self, session: Session, life: int, pending: dict[str, Any], sent: dict[str, Any] | None) -> None:
-        """Undo what `change` did, and keep what other tasks did to the session since."""
-        if session._life == life:  # else `change` ended the session, and that stays
-            session._data = pending if sent is None else merge(sent, self._copy(session._data), pending)
-            session._touched, session._forced = True, False
 
     @asynccontextmanager
     async def _writing(
@@ -371,8 +326,7 @@ class Manager:
             return None
         if session._renewals:
             return await self._renew(session, stored, draft)
-        written = now if session._extend else before.written
-        envelope = Envelope(session._created, written, session._idle_timeout, draft)
+        envelope = self._next_envelope(session, stored, draft)
         ttl = max(1, math.ceil(self._ends(envelope) - now))
         write = Write(key, version, envelope.pack() if draft else None, ttl)
         outcome = await self._batcher.save(write, asker)
@@ -493,99 +447,13 @@ class Manager:
             session._idle_timeout = envelope.idle_timeout
         session._stored = stored._replace(version=record.version, envelope=envelope)
 
-    # What the browser is told.
-
-    def _tell(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
-        """Carry out the cookie's column of the end-of-request table."""
-        add_vary(response.headers)
-        if session._gone:
-            return
-        stored = session._stored
-        if stored is None:
-            if (session._cookie_id is not None or session._ended) and self._reader.is_in(request.headers):
-                self._set_cookie(request, response, "", 0)
-            return
+    def _value_to_send(self, session: Session, stored: Stored) -> str | None:
         is_prolonged = session._written and self._is_persistent(stored)
         if session._cookie_id != stored.id or session._cookie_stale or is_prolonged:
-            self._set_cookie(request, response, self._reader.value(stored.id), self._max_age(stored))
+            return self._reader.value(stored.id)
+        return None
 
-    def _is_persistent(self, stored: Stored) -> bool:
-        return self.cookie.persistent or stored.envelope.idle_timeout is not None
-
-    def _max_age(self, stored: Stored) -> int | None:
-        if not self._is_persistent(stored):
-            return None
-        ends = self._ends(stored.envelope)
-        return max(1, min(MAX_AGE, math.ceil(ends - self.clock())))
-
-    def _set_cookie(
-        self, request: web.BaseRequest, response: web.StreamResponse, value: str, max_age: int | None
-    ) -> None:
-        over_https = request.secure
-        if not over_https:
-            self._warn_of_plain_http(request)
-        secure = self.cookie.is_secure(over_https)
-        response.headers.add(hdrs.SET_COOKIE, self.cookie.header(value, secure=secure, max_age=max_age))
-        taken_out = forbid_caching(response.headers)
-        if taken_out:
-            once(
-                logger.warning,
-                "Cache-Control: %s was taken from a response that sets the session's cookie",
-                ", ".join(taken_out),
-            )
-
-    def _warn_of_plain_http(self, request: web.BaseRequest) -> None:
-        if self.cookie.secure is True and not _LOCAL_HOST.match(request.host):
-            once(
-                logger.warning,
-                "the session's cookie is for https only, and this request came by http, so browsers drop it; "
-                "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
-            )
-        elif self.cookie.secure == "auto" and request.headers.get(hdrs.X_FORWARDED_PROTO, "").lower() == "https":
-            once(
-                logger.warning,
-                "a proxy says that the browser uses https, but such headers are not trusted, so the session's cookie "
-                "is sent without Secure; let aiohttp-remotes set the request's scheme",
-            )
-
-    # Times, bytes and budgets.
-
-    def _draft(self, session: Session) -> bytes | None:
-        """Give the encoded data that is to be written, empty for a removal; `None` where there is nothing to do."""
-        stored = session._stored
-        if session._gone:
-            return None
-        if not session._data:
-            return None if stored is None else b""
-        if stored is None or session._forced or session._renewals:
-            return self._encode(session._data)
-        if (session._touched or session._exposed) and (changes := self._changes(session, stored)) is not None:
-            return changes
-        envelope = stored.envelope
-        if session._idle_timeout != envelope.idle_timeout:
-            return envelope.payload
-        # A clock that was set back makes it due as well.
-        is_due = session._extend and abs(self.clock() - envelope.written) > self._due_after(envelope)
-        return envelope.payload if is_due else None
-
-    def _changes(self, session: Session, stored: Stored) -> bytes | None:
-        """Give the encoded data if it is not what is stored; times do not count."""
-        payload = self._encode(session._data)
-        if payload == stored.envelope.payload:
-            return None
-        # Another version of the codec may have written other bytes for the same data.
-        return payload if session._touched or payload != self._encode(self._loads(stored.envelope.payload)) else None
-
-    def _first_envelope(self, session: Session, payload: bytes) -> Envelope:
-        return Envelope(session._created, self.clock(), session._idle_timeout, payload)
-
-    def _due_after(self, envelope: Envelope) -> float:
-        """Give the seconds from one write to the next that prolongs."""
-        return (envelope.idle_timeout or self._idle_timeout) * PROLONG_AFTER
-
-    def _ends(self, envelope: Envelope) -> float:
-        created, written, idle_timeout, _ = envelope
-        return min(written + (idle_timeout or self._idle_timeout), created + self._lifetime)
+    # Times and budgets.
 
     def _ttl(self, envelope: Envelope) -> int:
         return max(1, math.ceil(self._ends(envelope) - self.clock()))
@@ -593,17 +461,6 @@ class Manager:
     def _longest_trip(self) -> int:
         """Give the seconds within which a write that was not answered is tried again."""
         return math.ceil(2 * self.storage.timeout) + 1
-
-    def _encode(self, data: dict[str, Any]) -> bytes:
-        encoded = self.codec.dumps(data)
-        return encoded.encode() if isinstance(encoded, str) else encoded
-
-    def _loads(self, payload: bytes) -> dict[str, Any]:
-        data: dict[str, Any] = self.codec.loads(payload)
-        return data
-
-    def _copy(self, data: dict[str, Any]) -> dict[str, Any]:
-        return self._loads(self._encode(data))
 
     @asynccontextmanager
     async def _within_budget(self, budget: asyncio.Timeout | None = None) -> AsyncIterator[None]:

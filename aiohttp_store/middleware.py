@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -14,10 +14,11 @@ from .cookie import add_vary
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
 from .log import logger, once, seldom
 from .manager import Manager, Options
-from .session import Keeper, Session
+from .session import Data, Keeper, Session
 from .storage import Storage
-from .storages import storage_from_url
+from .storages import imported, storage_from_url
 from .storages.memory import MemoryStorage
+from .url import StorageURL
 
 __all__ = ["get_session", "get_storage", "new_session", "session_middleware", "setup"]
 
@@ -47,8 +48,15 @@ on_keeper: list[Callable[[Keeper], None]] = []
 """What is done to each keeper: nothing, unless this package stands in for aiohttp-session."""
 
 
-async def get_session(request: web.Request, *, extend: bool = True) -> Session:
+@overload
+async def get_session(request: web.Request, *, extend: bool = True) -> Session: ...
+@overload
+async def get_session(request: web.Request, data: type[Data], *, extend: bool = True) -> Session[Data]: ...
+async def get_session(request: web.Request, data: Any = None, *, extend: bool = True) -> Session:  # noqa: ARG001
     """Give the request's session, loaded at the first call; later calls give the same object.
+
+    `data` is for type checkers alone: with a `TypedDict`, as in `get_session(request, Cart)`, they
+    know the keys of `session.data` and their types.
 
     With `extend=False` the session's idle timeout runs on, as for polling that must not keep a
     login alive; one call that extends is enough to extend.
@@ -89,10 +97,14 @@ async def get_session(request: web.Request, *, extend: bool = True) -> Session:
     return session
 
 
-async def new_session(request: web.Request) -> Session:
+@overload
+async def new_session(request: web.Request) -> Session: ...
+@overload
+async def new_session(request: web.Request, data: type[Data]) -> Session[Data]: ...
+async def new_session(request: web.Request, data: Any = None) -> Session:  # noqa: ARG001
     """Give an empty session under a new id; the old one is destroyed when the response is saved.
 
-    The old one need not have been loaded. From here on `get_session` gives the new one.
+    `data` is as in `get_session`. The old one need not have been loaded. From here on `get_session` gives the new one.
 
     Raises:
         RuntimeError: the app has no `setup`, or the response's headers have been sent.
@@ -114,11 +126,13 @@ def get_storage(app: web.Application) -> Storage:
     """Give the storage that `setup` opens for this app.
 
     Raises:
-        RuntimeError: this app has no `setup` of its own.
+        RuntimeError: this app has no `setup` of its own, or one with `cookie://`, which is no storage.
     """
     keeper = app.get(_KEEPER)
     if not isinstance(keeper, Manager):
-        raise RuntimeError("this app has no session storage; call aiohttp_store.setup(app, storage) first")  # noqa: TRY004
+        raise RuntimeError(  # noqa: TRY004
+            "this app has no session storage; call aiohttp_store.setup(app, storage) first, with another than cookie://"
+        )
     return keeper.storage
 
 
@@ -178,6 +192,10 @@ def is_foreign(storage: object) -> bool:
 
 def _keeper(storage: Storage | str, options: Options) -> Keeper:
     if isinstance(storage, str):
+        url = StorageURL.parse(storage)
+        if url.scheme == "cookie":
+            keeper: Keeper = imported("aiohttp_store.client_side:ClientSide", url)(url, **options)
+            return keeper
         storage = storage_from_url(storage)
     if is_foreign(storage):
         from .compat.keeper import ForeignKeeper  # noqa: PLC0415  (imported only where it is used)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from aiohttp import web
 
@@ -12,9 +12,16 @@ from .codec import Envelope
 from .cookie import Cookie
 from .errors import ConfigError, SessionGone
 
-__all__ = ["Duration", "Keeper", "Session", "Stored", "seconds"]
+__all__ = ["Data", "Duration", "Keeper", "Session", "Stored", "seconds"]
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:  # defaults of type variables come with Python 3.13
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    Data = TypeVarWithDefault("Data", bound=Mapping[str, Any], default=Any)
+else:
+    Data = TypeVar("Data")
 
 Duration = float | timedelta
 """Seconds, or a `timedelta`."""
@@ -68,11 +75,13 @@ class Stored(NamedTuple):
     envelope: Envelope
 
 
-class Session(MutableMapping[str, Any]):
+class Session(MutableMapping[str, Any], Generic[Data]):
     """One visitor's data: a dictionary of JSON values, saved at the end of the request.
 
     Values are str, bool, None, finite float, 64-bit int, and lists and dicts of these with str
     keys; a tuple comes back as a list. Changes in nested lists and dicts are seen.
+
+    `Session[Cart]`, where `Cart` is a `TypedDict`, tells a type checker what `data` holds.
     """
 
     # What most sessions never change stands here once, and not in each of them.
@@ -85,6 +94,7 @@ class Session(MutableMapping[str, Any]):
     _life = 0  # counts invalidate(), so that a write under way knows that it was for the session before
     _gone = False
     _sealed = False  # the response's headers are sent
+    _in_cookie = False  # the browser keeps the data, so that every change needs a new cookie
     _written = False
     _ended = False
     _cookie_stale = False
@@ -106,8 +116,19 @@ class Session(MutableMapping[str, Any]):
             self._idle_timeout = stored.envelope.idle_timeout
 
     @property
+    def data(self) -> Data:
+        """This very session, as a type checker sees `Session[Cart]`: with the keys of `Cart` and their types.
+
+        Nothing is checked when the app runs. It is no dict: where one is demanded, take `dict(session)`.
+        """
+        return cast(Data, self)
+
+    @property
     def identity(self) -> str | None:
-        """The id in the cookie; `None` while nothing is stored."""
+        """The id in the cookie; `None` while nothing is stored.
+
+        Under `cookie://` it is no key to anything, but names the session as it does elsewhere.
+        """
         return None if self._stored is None or self._gone else self._stored.id
 
     @property
@@ -147,8 +168,12 @@ class Session(MutableMapping[str, Any]):
     def invalidate(self) -> None:
         """End this session: its record is deleted and its cookie cleared when the response is saved.
 
-        What is written afterwards starts a new session under a new id.
+        What is written afterwards starts a new session under a new id. Under `cookie://` only this browser forgets it.
+
+        Raises:
+            RuntimeError: under `cookie://`, the response's headers have been sent.
         """
+        self._refuse_as_in_cookie()
         self._quiet_until = 0.0
         if self._stored is not None:
             self._doomed += (self._stored.key,)
@@ -179,6 +204,7 @@ class Session(MutableMapping[str, Any]):
 
     def changed(self) -> None:
         """Save the session even if its data looks the same; changes of nested values are seen without it."""
+        self._refuse_as_in_cookie()
         self._quiet_until = 0.0
         self._forced = True
 
@@ -189,9 +215,11 @@ class Session(MutableMapping[str, Any]):
             SessionGone: the record was deleted meanwhile, as by a logout.
             SessionConflict: as `on_conflict="raise"` says, or merging did not end in time.
             StorageUnavailable: the storage did not answer in time.
-            RuntimeError: a new session would need a cookie, and the headers have been sent.
+            SessionTooLarge: the storage or the cookie cannot hold it.
+            RuntimeError: a new session, or any under `cookie://`, would need a cookie, and the headers have been sent.
             TypeError: the data holds a value that JSON cannot hold.
         """
+        self._refuse_as_in_cookie()
         if self._sealed and self._stored is None and self._data:
             self._refuse("a new session needs a cookie")
         self._quiet_until = 0.0
@@ -209,15 +237,16 @@ class Session(MutableMapping[str, Any]):
         await self._keeper.reload(self)
         self._tell_if_gone()
 
-    async def apply(self, change: Callable[[Session], T]) -> T:
+    async def apply(self, change: Callable[[Session[Data]], T]) -> T:
         """Store what the plain function `change(session)` makes of the newest data, and give its result.
 
         No concurrent change is lost: `change` runs again on fresh data, over what was pending, until
         the write wins. It may run several times, so it changes the session and nothing else.
 
         Raises:
-            SessionGone, SessionConflict, StorageUnavailable, RuntimeError, TypeError: as in `save`.
+            SessionGone, SessionConflict, StorageUnavailable, SessionTooLarge, RuntimeError, TypeError: as in `save`.
         """
+        self._refuse_as_in_cookie()
         self._quiet_until = 0.0
         result = await self._keeper.apply(self, change)
         self._tell_if_gone()
@@ -226,6 +255,10 @@ class Session(MutableMapping[str, Any]):
     def _tell_if_gone(self) -> None:
         if self._gone:
             raise SessionGone("the session was deleted meanwhile, as by a logout")
+
+    def _refuse_as_in_cookie(self) -> None:
+        if self._sealed and self._in_cookie:
+            self._refuse("under cookie:// a change needs a new cookie")
 
     def _refuse(self, why: str) -> NoReturn:
         raise RuntimeError(
@@ -240,13 +273,16 @@ class Session(MutableMapping[str, Any]):
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if self._sealed and self._stored is None and not self._gone:
-            self._refuse("a new session needs a cookie")
+        if self._sealed:
+            self._refuse_as_in_cookie()
+            if self._stored is None and not self._gone:
+                self._refuse("a new session needs a cookie")
         self._data[key] = value
         self._touched = True
         self._quiet_until = 0.0
 
     def __delitem__(self, key: str) -> None:
+        self._refuse_as_in_cookie()
         del self._data[key]
         self._touched = True
         self._quiet_until = 0.0

@@ -35,9 +35,9 @@ class AppProcess:
     and threads. What the package logs goes to the standard output.
     """
 
-    def __init__(self, url: str, *, shutdown_timeout: float = 10) -> None:
+    def __init__(self, url: str, *, secret: str = "", shutdown_timeout: float = 10) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-X", "dev", "-W", "error", "-m", "tests.app", url, str(shutdown_timeout)],
+            [sys.executable, "-u", "-X", "dev", "-W", "error", "-m", "tests.app", url, str(shutdown_timeout), secret],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONASYNCIODEBUG": "1"},
             stdout=subprocess.PIPE,
@@ -147,7 +147,7 @@ async def _say(app: web.Application) -> None:
     print(ENDING)
 
 
-def main(url: str, shutdown_timeout: str) -> None:
+def main(url: str, shutdown_timeout: str, secret: str) -> None:
     """Serve on a free port, and print the address."""
     log = logging.getLogger("aiohttp_store")
     log.addHandler(logging.StreamHandler(sys.stdout))
@@ -158,7 +158,7 @@ def main(url: str, shutdown_timeout: str) -> None:
     app.router.add_post("/open", gate.open)
     app.cleanup_ctx.append(_leave_nothing)  # before ours, and so ends after it
     app.on_shutdown.append(_say)
-    setup(app, url)
+    setup(app, url, secret=secret or None)
     web.run_app(
         app,
         host="127.0.0.1",

@@ -32,9 +32,9 @@ STORAGES = {
     "mysql": ("mysql", "mysql"),
 }
 SHARED = [name for name, (server, _) in STORAGES.items() if server is not None]
+"""The storages whose sessions several processes see."""
 ONE_SERVER = [name for name in SHARED if not issubclass(SERVERS[STORAGES[name][0] or ""], ServerSet)]
 """Those that a proxy can stand before."""
-"""The storages whose sessions several processes see."""
 
 PATIENCE = 20
 """Seconds a storage has where a test is not about deadlines, so that a slow machine fails none."""

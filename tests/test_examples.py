@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import runpy
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiohttp import ClientSession, CookieJar
+from aiohttp import ClientSession, CookieJar, web
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+
+from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,3 +108,51 @@ async def test_the_login_example_knows_its_user_and_remembers_on_demand(remember
             assert response.url.path == "/login"
         async with ann.get(f"{address}/account") as response:
             assert response.url.path == "/login"
+
+
+def names_of(example: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "examples" / example))
+
+
+async def test_the_demo_shows_a_visitor_what_the_session_holds_and_adds_to_it() -> None:
+    async with TestClient(TestServer(names_of("demo.py")["make_app"]("memory://"))) as client:
+        await sign_in(client, {"user": "Ann", "cart": {"Tea": 2}})
+        async with client.post("/cart", data={"item": "Milk"}) as response:
+            shown = await response.text()
+        assert all(part in shown for part in ("Hello, Ann", "<li>Tea: 2</li>", "<li>Milk: 1</li>"))
+        assert await session_of(client) == {"user": "Ann", "cart": {"Tea": 2, "Milk": 1}, "visits": 1}
+
+
+@pytest.mark.parametrize(
+    ("remember", "unused_for", "seen"),
+    [
+        ({}, timedelta(hours=1), 0),
+        ({}, timedelta(minutes=59), 90 * 24 * 60 // 59),
+        ({"remember": "on"}, timedelta(days=30), 0),
+        ({"remember": "on"}, timedelta(days=29), 3),
+    ],
+)
+async def test_the_login_example_ends_a_login_that_is_unused_or_90_days_old(
+    remember: dict[str, str], unused_for: timedelta, seen: int
+) -> None:
+    app = names_of("login.py")["make_app"]("memory://")
+    async with TestClient(TestServer(app)) as client:
+        with freeze(app) as clock:
+            async with client.post("/login", data={"user": "ann", "password": "correct horse", **remember}) as response:
+                assert response.status == 200
+            assert await session_of(client) == {"user": "ann"}
+            for _ in range(seen):
+                clock.advance(unused_for)
+                async with client.get("/account") as response:
+                    assert response.url.path == "/account"
+            clock.advance(unused_for)
+            async with client.get("/account") as response:
+                assert response.url.path == "/login"
+
+
+async def test_the_login_example_ends_the_session_at_the_logout() -> None:
+    request = make_mocked_request("POST", "/logout")
+    session = set_session(request, {"user": "ann"})
+    with pytest.raises(web.HTTPSeeOther):
+        await names_of("login.py")["logout"](request)
+    assert session.was_invalidated

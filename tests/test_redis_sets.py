@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
 from aiohttp_store import ConfigError, Saved, StorageUnavailable, Write, open_storage
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages import storage_from_url
+from aiohttp_store.storages.redis import RedisStorage
 
 from .conftest import PATIENCE, Serve
 from .law import create, new_key
-from .servers import Redis, RedisCluster, RedisSentinels, Sentinel, wait_until
+from .servers import Redis, RedisCluster, RedisSentinels, wait_until
+from .servers import Sentinel as SentinelServer
 from .ticking import ticking
 from .visitors import count, served, visiting
 
@@ -229,10 +234,25 @@ async def test_a_sentinel_that_is_silent_and_one_that_is_away_are_passed_over(se
     sentinels.sentinels[0].resume()
 
 
+async def test_many_connections_at_once_lose_no_sentinel(sentinels: RedisSentinels) -> None:
+    sentinels.sentinels[0].kill()
+    addresses = [("127.0.0.1", one.port) for one in sentinels.sentinels]
+    driver = Sentinel(addresses, sentinel_kwargs={"retry": Retry(NoBackoff(), 0)})  # type: ignore[no-untyped-call]
+    everyone = list(driver.sentinels)
+    await asyncio.gather(*(driver.discover_master("service") for _ in range(4)))
+    assert len(set(driver.sentinels)) < 3, "redis-py keeps them all now: SentinelConnections need not share an answer"
+    for one in everyone:
+        await one.aclose()
+    async with open_storage(f"{sentinels.url}?timeout={PATIENCE}") as storage:
+        assert isinstance(storage, RedisStorage)
+        await asyncio.gather(*(storage.load([new_key()]) for _ in range(64)))
+        assert len(set(storage._client._sentinel.sentinels)) == 3  # type: ignore[union-attr]
+
+
 async def test_a_sentinel_that_is_late_does_not_lead_to_a_replica(tmp_path: Path) -> None:
     primary = Redis(tmp_path / "primary")
     replica = Redis(tmp_path / "replica", "--replicaof", "127.0.0.1", str(primary.port))
-    sentinel = Sentinel(tmp_path / "sentinel", replica.port, "requirepass s@crêt")
+    sentinel = SentinelServer(tmp_path / "sentinel", replica.port, "requirepass s@crêt")
     for server in (primary, replica, sentinel):
         server.start()
     url = f"redis+sentinel://127.0.0.1:{sentinel.port}/service?sentinel_password=s%40cr%C3%AAt"

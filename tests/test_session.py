@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict, get_origin
 
 import pytest
 from aiohttp import web
@@ -363,3 +363,31 @@ async def test_a_codec_of_the_apps_own_is_used(serve: Serve) -> None:
     storage: Any = get_storage(client.app)
     (record,) = kept(storage).values()
     assert record.data.endswith(b"{'set': {1, 2, 3}}"[::-1])
+
+
+class Cart(TypedDict, total=False):
+    items: list[str]
+
+
+async def test_a_typed_session_is_the_same_session(serve: Serve) -> None:
+    async def fill(request: web.Request) -> web.Response:
+        session: Session[Cart] = await get_session(request, Cart)
+        untyped: object = session.data
+        assert untyped is session is await get_session(request)
+        assert get_origin(Session[Cart]) is Session  # an annotation may be evaluated
+        session.data["items"] = ["tea"]
+        session.data["items"].append("milk")
+        return web.Response()
+
+    async def anew(request: web.Request) -> web.Response:
+        old = await get_session(request, Cart)
+        session = await new_session(request, Cart)
+        assert session is await get_session(request, Cart, extend=False)
+        session.data["items"] = old.data.get("items", ["gone"])
+        return web.Response()
+
+    client = await serve(fill, anew, show)
+    await visit(client, "/fill")
+    assert await shown(client) == {"items": ["tea", "milk"]}
+    await visit(client, "/anew")
+    assert await shown(client) == {"items": ["gone"]}

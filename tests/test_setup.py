@@ -283,6 +283,7 @@ def test_a_storage_without_a_url_says_so() -> None:
         ("mongodb", "motor", "mongodb"),
         ("mongodb+pymongo", "pymongo", "mongodb"),
         ("mysql", "aiomysql", "mysql"),
+        ("cookie", "cryptography", "cookie"),
     ],
 )
 def test_a_missing_driver_names_the_extra_to_install(scheme: str, driver: str, extra: str) -> None:
@@ -297,7 +298,8 @@ def test_a_missing_driver_names_the_extra_to_install(scheme: str, driver: str, e
 
 def test_importing_the_package_imports_no_driver() -> None:
     code = (
-        "import aiohttp_store, sys; print(*{'redis', 'aiomcache', 'motor', 'pymongo', 'aiomysql'} & set(sys.modules))"
+        "import aiohttp_store, sys; "
+        "print(*{'redis', 'aiomcache', 'motor', 'pymongo', 'aiomysql', 'cryptography'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""

@@ -12,12 +12,13 @@ from ..errors import ConfigError
 from ..storage import Storage
 from ..url import StorageURL, nearest
 
-__all__ = ["ENTRY_POINTS", "SCHEMES", "open_storage", "register", "storage_from_url"]
+__all__ = ["ENTRY_POINTS", "SCHEMES", "imported", "open_storage", "register", "storage_from_url"]
 
 ENTRY_POINTS = "aiohttp_store.storages"
 """The entry-point group in which an installed package offers schemes of its own."""
 
 SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
+    "cookie": "aiohttp_store.client_side:no_storage",
     "mariadb": "aiohttp_store.storages.mysql:MySQLStorage",
     "memcached": "aiohttp_store.storages.memcached:storage_from_url",
     "memory": "aiohttp_store.storages.memory:MemoryStorage",
@@ -34,6 +35,7 @@ SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
 }
 
 _EXTRAS = {
+    "cryptography": "cookie",
     "redis": "redis",
     "aiomcache": "memcached",
     "motor": "mongodb",
@@ -74,7 +76,7 @@ def storage_from_url(text: str) -> Storage:
     if found is None:
         found = _from_installed(url.scheme)
     if isinstance(found, str):
-        found = _import(found, url)
+        found = imported(found, url)
     storage = found.from_url(url) if isinstance(found, type) and issubclass(found, Storage) else found(url)
     if not isinstance(storage, Storage):
         raise ConfigError(f"{url.scheme}:// is registered for {found!r}, which gave {storage!r} and not a Storage")
@@ -90,7 +92,12 @@ def _from_installed(scheme: str) -> Any:
     return offered[scheme].load()
 
 
-def _import(target: str, url: StorageURL) -> Any:
+def imported(target: str, url: StorageURL) -> Any:
+    """Give the `"module:name"` that serves a URL.
+
+    Raises:
+        ConfigError: the driver is not installed.
+    """
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

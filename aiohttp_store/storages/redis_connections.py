@@ -201,6 +201,7 @@ class SentinelConnections(Connections):
             "retry": Retry(NoBackoff(), 0),  # redis-py's own ten take seconds
         }
         self._address: tuple[str, int] | None = None
+        self._asking: asyncio.Task[tuple[str, int]] | None = None
 
     def __str__(self) -> str:
         sentinels = ",".join(f"{name}:{port}" for name, port in self._addresses)
@@ -212,6 +213,17 @@ class SentinelConnections(Connections):
         super().open()
 
     async def get_master_address(self) -> tuple[str, int]:
+        """Give what the sentinels say, who are asked for all connections at once.
+
+        redis-py reorders its list of them at each answer, and loses one of them where two ask at the same time.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_sentinels())
+            self._asking.add_done_callback(_look_at)
+        await asyncio.wait({self._asking})
+        return self._asking.result()
+
+    async def _ask_sentinels(self) -> tuple[str, int]:
         try:
             address: tuple[str, int] = await self._sentinel.discover_master(self._service)
         except MasterNotFoundError as error:  # which shows each client with all its settings
@@ -226,6 +238,10 @@ class SentinelConnections(Connections):
     async def aclose(self) -> None:
         was_open = self.slots is not None
         await super().aclose()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait({self._asking})
+            self._asking = None
         if was_open:
             await self._sentinel.aclose()
 
@@ -240,6 +256,12 @@ class _DemotedError(Exception):
 
 def _pack(*command: Any) -> tuple[bytes]:
     return (pack_command(command),)
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Know of its failure, also where all who waited for it have left."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _reply(connection: Any) -> Any:
