@@ -318,7 +318,10 @@ async def test_aiohttp_csrf_keeps_its_token_in_the_session(
             assert response.status == status
 
 
-async def test_sessions_of_a_url_have_the_names_that_users_of_the_package_know(alias: None, serve: Serve) -> None:
+@pytest.mark.parametrize(("url", "options"), [("memory://", {}), ("cookie://", {"secret": "x" * 32})])
+async def test_sessions_of_a_url_have_the_names_that_users_of_the_package_know(
+    url: str, options: dict[str, Any], alias: None, serve: Serve
+) -> None:
     import aiohttp_session
 
     found: list[Any] = []
@@ -338,7 +341,7 @@ async def test_sessions_of_a_url_have_the_names_that_users_of_the_package_know(a
             assert session._changed
         return web.Response()
 
-    client = await serve(use)
+    client = await serve(use, storage=url, **options)
     async with client.get("/use") as response:
         assert "Max-Age=60" in response.headers["Set-Cookie"]
     await texts(client, "/use", "/use")
@@ -511,6 +514,7 @@ async def test_a_stream_is_saved_before_its_headers_and_stored_sessions_after_th
         session: Any = await aiohttp_store.get_session(request)
         session["list"] = []
         response = web.StreamResponse()
+        response.set_cookie("of_the_app", "1")
         if "by_hand" in request.query:
             await foreign.save_session(request, response, session)
         await response.prepare(request)
@@ -547,7 +551,7 @@ async def test_a_stream_is_saved_before_its_headers_and_stored_sessions_after_th
     [refused] = await texts(client, "/late")
     assert "needs a cookie, but the response's headers have been sent" in refused
     async with client.get("/stream") as response:
-        assert len(response.headers.getall("Set-Cookie")) == 1
+        assert len(response.headers.getall("Set-Cookie")) == 2
         await response.read()
     [found] = await texts(client, "/read")
     if in_cookie:
@@ -558,7 +562,7 @@ async def test_a_stream_is_saved_before_its_headers_and_stored_sessions_after_th
     assert seen[0] is False
     if isinstance(foreign, ListStorage):
         async with client.get("/stream?by_hand") as response:
-            assert len(response.headers.getall("Set-Cookie")) == 1
+            assert len(response.headers.getall("Set-Cookie")) == 2
 
 
 async def test_save_reload_and_apply_work_with_such_a_storage(foreign: Any, aiohttp_client: AiohttpClient) -> None:
@@ -575,6 +579,13 @@ async def test_save_reload_and_apply_work_with_such_a_storage(foreign: Any, aioh
     async def drop(request: web.Request) -> web.Response:
         session = await aiohttp_store.get_session(request)
         session["n"] = 100
+        await session.reload()
+        return web.json_response(session["n"])
+
+    async def watch(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        async with client.get("/count"):
+            pass
         await session.reload()
         return web.json_response(session["n"])
 
@@ -597,10 +608,11 @@ async def test_save_reload_and_apply_work_with_such_a_storage(foreign: Any, aioh
             await session.apply(count)
         return web.Response()
 
-    client = await aiohttp_client(make_app(aiohttp_store, foreign, count, drop, lose, end, wrong))
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, count, drop, lose, end, wrong, watch))
     assert await texts(client, "/count", "/count", "/drop", "/count", "/wrong") == ["1", "2", "2", "3", ""]
-    async with client.get("/drop") as response:
-        assert "Set-Cookie" not in response.headers
+    for path in ("/drop", "/watch"):
+        async with client.get(path) as response:
+            assert "Set-Cookie" not in response.headers
     if isinstance(foreign, ListStorage):
         assert len(foreign.records) == 1
     if not isinstance(foreign, compat.EncryptedCookieStorage):
