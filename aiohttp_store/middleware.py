@@ -44,6 +44,9 @@ class _Visit:
 _VISIT: web.RequestKey[Any] = web.RequestKey("aiohttp_store.visit", _Visit)
 _KEEPER: web.AppKey[Keeper] = web.AppKey("aiohttp_store.keeper", Keeper)
 
+on_keeper: list[Callable[[Keeper], None]] = []
+"""What is done to each keeper: nothing, unless this package stands in for aiohttp-session."""
+
 
 @overload
 async def get_session(request: web.Request, *, extend: bool = True) -> Session: ...
@@ -182,6 +185,11 @@ def setup(
     app.cleanup_ctx.append(run)
 
 
+def is_foreign(storage: object) -> bool:
+    """Tell whether a storage was written for aiohttp-session."""
+    return hasattr(storage, "load_session") and hasattr(storage, "save_session")
+
+
 def _keeper(storage: Storage | str, options: Options) -> Keeper:
     if isinstance(storage, str):
         url = StorageURL.parse(storage)
@@ -189,12 +197,19 @@ def _keeper(storage: Storage | str, options: Options) -> Keeper:
             keeper: Keeper = imported("aiohttp_store.client_side:ClientSide", url)(url, **options)
             return keeper
         storage = storage_from_url(storage)
+    if is_foreign(storage):
+        from .compat.keeper import ForeignKeeper  # noqa: PLC0415  (imported only where it is used)
+
+        return ForeignKeeper(storage, options)
     if not isinstance(storage, Storage):
         raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")
     return Manager(storage, **options)
 
 
 def _middleware(keeper: Keeper) -> Middleware:
+    for prepare in on_keeper:
+        prepare(keeper)
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         outer: _Visit | None = request.get(_VISIT) if len(request) else None
