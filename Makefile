@@ -39,8 +39,9 @@ servers: .venv/developer
 	$(BIN)/python -m pip install --quiet --editable '.[all]'
 	touch $@
 
-.venv/developer: .venv/installed requirements-dev.txt
+.venv/developer: .venv/installed requirements-dev.txt requirements-dev-alone.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-dev-alone.txt
 	touch $@
 
 # An environment of its own, so that the developer's stays clean; without npm the contenders on Node are left out.
