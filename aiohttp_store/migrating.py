@@ -86,10 +86,12 @@ class MigratingManager(Manager):
         await super().save(request, response, session)
 
     async def _take_over(self, old_id: str) -> Session:
-        # Not batched, as it happens once to a visitor.
+        # Not batched, as it happens once to a visitor. The note is looked for last: who finds no old record because
+        # another request has just taken it over finds the note, which was there before it was removed.
+        found = await self._old.read_former(self._former.key(old_id))
         (note,) = await self.storage.load([self._note_key(old_id)])
         if note is None:
-            read = self._former.read(await self._old.read_former(self._former.key(old_id)))
+            read = self._former.read(found)
             if read is None:
                 return Session(self, {})
             now = self.clock()

@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,9 +104,6 @@ async def act(request: web.Request) -> web.StreamResponse:
     if "untouched" in query:
         return web.Response()
     session = await (new_session(request) if "new" in query else get_session(request))
-    if "gate" in query:
-        gate: asyncio.Barrier = request.app[GATE]
-        await gate.wait()
     if "set" in query:
         session[query["set"]] = query["to"]
     if "end" in query:
@@ -119,11 +117,11 @@ async def act(request: web.Request) -> web.StreamResponse:
         await response.prepare(request)
         await response.write(json.dumps(dict(session)).encode())
         return response
-    body = {"data": dict(session), "id": session.identity, "created": session.created, "new": session.new}
-    return web.json_response(dict(session) if "stream" in query else body)
+    return web.json_response(
+        {"data": dict(session), "id": session.identity, "created": session.created, "new": session.new}
+    )
 
 
-GATE: web.AppKey[asyncio.Barrier] = web.AppKey("gate", asyncio.Barrier)
 Start = Callable[..., Awaitable[TestServer]]
 
 
@@ -144,7 +142,6 @@ class Move:
     async def our_app(self, more: str = "", **options: Any) -> TestServer:
         app = web.Application()
         app.router.add_get("/", act)
-        app[GATE] = asyncio.Barrier(2)
         setup(app, f"{self.url}&migrate=aiohttp_session{more}", **options)
         return await self._serve(app)
 
@@ -273,28 +270,47 @@ async def test_the_old_cookie_brings_no_ended_session_back(move: Move, how: str)
         assert (await ask(ours, AIOHTTP_SESSION=old_id, session=given)).data == {}
 
 
+@asynccontextmanager
+async def held(server: TestServer, old_id: str, *, has_read: bool) -> AsyncIterator[asyncio.Task[Answer]]:
+    """Hold a request, before or after it has read the old record, until the end of the block."""
+    storage = get_storage(server.app)
+    assert isinstance(storage, HoldsFormer)
+    read, is_there, goes_on = storage.read_former, asyncio.Event(), asyncio.Event()
+
+    async def read_and_wait(key: str) -> Any:
+        value = await read(key) if has_read else None
+        is_there.set()
+        await goes_on.wait()
+        return value if has_read else await read(key)
+
+    storage.read_former = read_and_wait  # type: ignore[method-assign]
+    late = asyncio.create_task(ask(server, AIOHTTP_SESSION=old_id))
+    await is_there.wait()
+    yield late
+    goes_on.set()
+    await late
+
+
 @on_redis
 @pytest.mark.parametrize("end", ["end", "new"])
 async def test_a_request_that_has_read_the_old_record_does_not_undo_a_logout(move: Move, end: str) -> None:
     old_id = await move.visited()
     slow, fast = await move.our_app(), await move.our_app()
-    storage = get_storage(slow.app)
-    assert isinstance(storage, HoldsFormer)
-    read, has_read, ended = storage.read_former, asyncio.Event(), asyncio.Event()
-
-    async def read_and_wait(key: str) -> Any:
-        value = await read(key)
-        has_read.set()
-        await ended.wait()
-        return value
-
-    storage.read_former = read_and_wait  # type: ignore[method-assign]
-    late = asyncio.create_task(ask(slow, AIOHTTP_SESSION=old_id))
-    await has_read.wait()
-    assert (await ask(fast, end, AIOHTTP_SESSION=old_id)).status == 200
-    ended.set()
-    answer = await late
+    async with held(slow, old_id, has_read=True) as late:
+        assert (await ask(fast, end, AIOHTTP_SESSION=old_id)).status == 200
+    answer = late.result()
     assert (answer.status, answer.data, answer.ours) == (200, {}, "")
+
+
+@on_redis
+@pytest.mark.parametrize("has_read", [True, False])
+async def test_a_request_that_is_overtaken_is_given_the_session_of_the_faster(move: Move, has_read: bool) -> None:
+    old_id = await move.visited()
+    slow, fast = await move.our_app(), await move.our_app()
+    async with held(slow, old_id, has_read=has_read) as late:
+        given = (await ask(fast, "set=more&to=1", AIOHTTP_SESSION=old_id)).ours
+    answer = late.result()
+    assert (answer.status, answer.data, answer.ours) == (200, {**DATA, "more": "1"}, given)
 
 
 @on_redis
@@ -489,11 +505,12 @@ async def test_an_outage_is_a_503_and_the_session_is_there_afterwards(move: Move
     client = get_storage(ours.app)._client  # type: ignore[attr-defined]
     whole = client.execute
 
-    # The server is lost at each of its commands in turn: the note's load, the old record's, the new session's
+    # The server is lost at each of its commands in turn: the old record's load, the note's, the new session's
     # create, the note's, the removal of the old record, and the session's load.
     assert (await ask(ours, AIOHTTP_SESSION=await move.visited())).data == DATA  # the server knows the script
     for fails_at in range(6):
-        old_id, sent = await move.visited(), []
+        sent: list[Any] = []
+        old_id = await move.visited()
 
         async def execute(commands: Any, at: int = fails_at, sent: list[Any] = sent) -> Any:
             sent += commands
