@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import secrets
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -30,6 +31,7 @@ from aiohttp_store import ConfigError, Cookie, get_session, get_storage, new_ses
 from aiohttp_store.former import FormerOptions, HoldsFormer
 from aiohttp_store.manager import Manager
 from aiohttp_store.middleware import _KEEPER
+from aiohttp_store.migrating import MigratingManager
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.mongodb import Options as MongoDBOptions
 
@@ -646,3 +648,13 @@ def test_the_documented_parameters_are_the_codes() -> None:
         for name, default in declared.items()
         if name.startswith("migrate")
     }
+
+
+def test_the_guides_set_up_is_one() -> None:
+    page = (Path(__file__).parent.parent / "docs/migrating.rst").read_text()
+    (example,) = re.findall(r"\n   \.\. code-block:: python\n\n((?: {7}.*\n|\n)+)", page)
+    told: dict[str, Any] = {}
+    exec(textwrap.dedent(example), told)
+    manager = told["app"][_KEEPER]
+    assert isinstance(manager, MigratingManager)
+    assert (manager._idle_timeout, manager.cookie.persistent) == (30 * 86_400, True)
