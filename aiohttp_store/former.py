@@ -57,7 +57,7 @@ class Former:
         except (ValueError, RecursionError):
             return None
         data = found.get("session") if isinstance(found, dict) else None
-        if not isinstance(data, dict) or not data:
+        if not isinstance(data, dict):
             return None
         created = found.get("created") or None
         if created is not None and not (isinstance(created, int | float) and 0 < created < math.inf):

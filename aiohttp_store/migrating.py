@@ -100,8 +100,6 @@ class MigratingManager(Manager):
             except Exception as error:  # noqa: BLE001  (of any codec: theirs held what ours cannot)
                 return self._leave_alone(error)
             envelope = Envelope(min(read.created or now, now), now, None, payload)
-            if now >= self._ends(envelope):
-                return Session(self, {})
             try:
                 fresh = await self._put_under_new_id(envelope)
             except SessionTooLarge as error:
