@@ -12,8 +12,10 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .cookie import add_vary
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
+from .former import HoldsFormer
 from .log import logger, once, seldom
 from .manager import Manager, Options
+from .migrating import MigratingManager
 from .session import Data, Keeper, Session
 from .storage import Storage
 from .storages import imported, storage_from_url
@@ -203,6 +205,8 @@ def _keeper(storage: Storage | str, options: Options) -> Keeper:
         return ForeignKeeper(storage, options)
     if not isinstance(storage, Storage):
         raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")
+    if isinstance(storage, HoldsFormer) and storage.former is not None:
+        return MigratingManager(storage, storage, storage.former, **options)
     return Manager(storage, **options)
 
 

@@ -15,6 +15,7 @@ from aiomcache.exceptions import ClientException
 from aiomcache.pool import Connection, MemcachePool
 
 from ..errors import ConfigError, SessionTooLarge
+from ..former import Former, FormerOptions
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, new_version
 from ..url import TLSOptions, positive
 
@@ -38,7 +39,7 @@ _ANSWERS = frozenset({b"STORED", b"NOT_STORED", b"EXISTS", b"NOT_FOUND", b"DELET
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TLSOptions):
+class Options(TLSOptions, FormerOptions):
     """The parameters of `memcached://`."""
 
     prefix: str = "session:"
@@ -294,8 +295,16 @@ class MemcachedStorage(Storage):
     itself is neither used up nor closed.
     """
 
-    def __init__(self, client: aiomcache.Client, *, prefix: str = "session:", timeout: float = 2.0) -> None:
+    def __init__(
+        self,
+        client: aiomcache.Client,
+        *,
+        prefix: str = "session:",
+        timeout: float = 2.0,
+        former: Former | None = None,
+    ) -> None:
         options = Options(prefix=prefix, timeout=timeout)
+        self.former = former
         self.timeout = options.timeout
         self._prefix = options.prefix
         self._theirs = client
@@ -314,7 +323,7 @@ class MemcachedStorage(Storage):
             # A handshake that is given up would otherwise linger for a minute.
             conn_args = {"ssl": context, "ssl_handshake_timeout": options.timeout}
         client = aiomcache.Client(host.name, host.port or 11211, pool_size=options.pool_size, conn_args=conn_args)
-        return cls(client, prefix=options.prefix, timeout=options.timeout)
+        return cls(client, prefix=options.prefix, timeout=options.timeout, former=options.former())
 
     def __repr__(self) -> str:
         return f"<MemcachedStorage at {self.node}>"
@@ -358,6 +367,16 @@ class MemcachedStorage(Storage):
         names = self._names(keys)
         async with self.answering(ClientException, asyncio.LimitOverrunError):
             await self._opened().pipeline([b"delete " + name + b"\r\n" for name in names])
+
+    async def read_former(self, key: str) -> bytes | None:
+        name = key.encode()
+        async with self.answering(ClientException, asyncio.LimitOverrunError):
+            found = await self._opened().gets([name])
+        return found[name].value if name in found else None
+
+    async def remove_former(self, key: str) -> None:
+        async with self.answering(ClientException, asyncio.LimitOverrunError):
+            await self._opened().pipeline([b"delete " + key.encode() + b"\r\n"])
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -403,6 +422,8 @@ class MemcachedNodes(Sharded):
         if not names or len(self._nodes) < len(names):
             raise ConfigError(f"the memcached nodes are {', '.join(names) or 'none'}; name at least one, and each once")
         self.timeout = max(node.timeout for node in nodes)
+        self._first = nodes[0]
+        self.former = self._first.former
 
     def __repr__(self) -> str:
         return f"<MemcachedNodes at {', '.join(self._nodes)}>"
@@ -414,6 +435,13 @@ class MemcachedNodes(Sharded):
     async def close(self) -> None:
         for node in self._nodes.values():
             await node.close()
+
+    async def read_former(self, key: str) -> bytes | None:
+        """Ask the first node: aiohttp-session knows one only."""
+        return await self._first.read_former(key)
+
+    async def remove_former(self, key: str) -> None:
+        await self._first.remove_former(key)
 
     def shard_of(self, key: str) -> MemcachedStorage:
         """Give the node that scores highest: one more or less moves only the keys it wins or had."""

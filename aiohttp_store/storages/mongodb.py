@@ -30,6 +30,7 @@ from pymongo.uri_parser import parse_uri, split_options
 from pymongo.uri_parser_shared import URI_OPTIONS
 
 from ..errors import ConfigError, SessionTooLarge
+from ..former import Former, FormerOptions
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import identifier, nearest, positive
 
@@ -62,7 +63,7 @@ _LIVE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(FormerOptions):
     """Our own parameters of `mongodb://`; all others are MongoDB's."""
 
     collection: str = "sessions"
@@ -71,9 +72,12 @@ class Options:
     """Seconds within which every verb ends; also the time-outs of the driver that the URL does not set."""
     pool_size: int | None = None
     """The most connections to one server: MongoDB's `maxPoolSize`, 100 by default."""
+    migrate_collection: str = "sessions"
+    """The collection of the sessions that are taken over; it may be the same."""
 
     def __post_init__(self) -> None:
         identifier("collection", self.collection)
+        identifier("migrate_collection", self.migrate_collection)
         positive("timeout", self.timeout)
         if self.pool_size is not None:
             positive("pool_size", self.pool_size)
@@ -109,11 +113,19 @@ class MongoDBStorage(Storage):
     """Sessions in a collection of MongoDB, through motor or PyMongo's asyncio client."""
 
     def __init__(
-        self, client: Any, *, database: str = "sessions", collection: str = "sessions", timeout: float = 2.0
+        self,
+        client: Any,
+        *,
+        database: str = "sessions",
+        collection: str = "sessions",
+        timeout: float = 2.0,
+        former: Former | None = None,
+        former_collection: str = "sessions",
     ) -> None:
         """Use an asyncio client, or a collection of one (which has its names already), and never close it."""
         options = Options(collection=collection, timeout=timeout)
         self.timeout = options.timeout
+        self.former, self._former_name = former, former_collection
         self._database, self._name = database, options.collection
         self._source = client if isinstance(client, _Source) else None
         self._client: Any = None
@@ -138,7 +150,12 @@ class MongoDBStorage(Storage):
         shown = str(dataclasses.replace(url, user=None, password=None, query=()))
         source = _Source(partial(make, text, **settings), shown)
         return cls(
-            source, database=parsed["database"] or "sessions", collection=options.collection, timeout=options.timeout
+            source,
+            database=parsed["database"] or "sessions",
+            collection=options.collection,
+            timeout=options.timeout,
+            former=options.former(),
+            former_collection=options.migrate_collection,
         )
 
     def __repr__(self) -> str:
@@ -188,6 +205,28 @@ class MongoDBStorage(Storage):
             return
         async with self.answering(PyMongoError):
             await self._twice(partial(self._collection.delete_many, {"_id": {"$in": [key.encode() for key in keys]}}))
+
+    async def read_former(self, key: str) -> Any:
+        """Read aiohttp-session-mongo's document: `data`, and `expire`, a date in UTC or null."""
+        former = self._former_collection()
+        async with self.answering(PyMongoError):
+            found = await self._twice(partial(former.find_one, {"_id": key.encode()}))
+        expire = found and found.get("expire")
+        is_over = isinstance(expire, datetime) and expire <= datetime.now(UTC).replace(tzinfo=None)
+        return None if found is None or is_over else found.get("data")
+
+    async def remove_former(self, key: str) -> None:
+        former = self._former_collection()
+        async with self.answering(PyMongoError):
+            await self._twice(partial(former.delete_one, {"_id": key.encode()}))
+
+    def _former_collection(self) -> Any:
+        collection = self._collection.database.get_collection(self._former_name)
+        return collection.with_options(
+            codec_options=CodecOptions(),
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=self._collection.write_concern,
+        )
 
     async def close(self) -> None:
         """Close the client that `open` made; one that was passed in stays open."""

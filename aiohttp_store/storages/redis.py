@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
+from ..former import Former, FormerOptions
 from ..log import logger, once
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import TLSOptions, positive
@@ -76,11 +77,16 @@ class _Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(_Common, TLSOptions):
-    """The parameters of `redis://`, `rediss://`, `valkey://` and `redis+cluster://`; `rediss://` implies `tls`."""
+    """The parameters of `redis+cluster://`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentinelOptions(Options):
+class TCPOptions(Options, FormerOptions):
+    """The parameters of `redis://`, `rediss://` and `valkey://`; `rediss://` implies `tls`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentinelOptions(TCPOptions):
     """The parameters of `redis+sentinel://`; `tls` is for the sentinels as well."""
 
     sentinel_user: str | None = None
@@ -90,7 +96,7 @@ class SentinelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnixOptions(_Common):
+class UnixOptions(_Common, FormerOptions):
     """The parameters of `redis+unix://`."""
 
     db: int = 0
@@ -105,7 +111,14 @@ class UnixOptions(_Common):
 class RedisStorage(Storage):
     """Sessions in Redis or Valkey: one string per session, its version first, expired by the server."""
 
-    def __init__(self, client: Redis | Connections, *, prefix: str = "session:", timeout: float = 2.0) -> None:
+    def __init__(
+        self,
+        client: Redis | Connections,
+        *,
+        prefix: str = "session:",
+        timeout: float = 2.0,
+        former: Former | None = None,
+    ) -> None:
         if isinstance(client, Redis) and not isinstance(client, Pipeline):
             if client.get_encoder().decode_responses:  # type: ignore[no-untyped-call]
                 raise ConfigError("the Redis client has decode_responses=True, but sessions are bytes; make it without")
@@ -119,6 +132,7 @@ class RedisStorage(Storage):
             raise ConfigError(f"RedisStorage takes a redis.asyncio.Redis, and was given a {given}")
         options = _Common(prefix=prefix, timeout=timeout)
         self.prefix, self.timeout = options.prefix, options.timeout
+        self.former = former
         self._client = client
         self._name = name
 
@@ -130,7 +144,7 @@ class RedisStorage(Storage):
         where the hosts are the sentinels.
         """
         connections, options = _WAYS.get(url.scheme, _by_tcp)(url)
-        return cls(connections, prefix=options.prefix, timeout=options.timeout)
+        return cls(connections, prefix=options.prefix, timeout=options.timeout, former=options.former())
 
     def __repr__(self) -> str:
         return f"<RedisStorage {self._name}>"
@@ -172,6 +186,15 @@ class RedisStorage(Storage):
         if keys:
             async with self.answering(RedisError):
                 await self._change("DEL", *[self.prefix + key for key in keys])
+
+    async def read_former(self, key: str) -> bytes | None:
+        async with self.answering(RedisError):
+            (value,) = await self._ask("MGET", key)
+        return value  # type: ignore[no-any-return]
+
+    async def remove_former(self, key: str) -> None:
+        async with self.answering(RedisError):
+            await self._change("DEL", key)
 
     async def _change(self, *command: Any) -> Any:
         if not isinstance(self._client, Connections) or not self._client.replicas:
@@ -252,8 +275,8 @@ async def warn_of_eviction(storage: Storage, execute: Callable[..., Awaitable[An
         )
 
 
-def _by_tcp(url: StorageURL) -> tuple[Connections, _Common]:
-    options = url.options(Options)
+def _by_tcp(url: StorageURL) -> tuple[Connections, TCPOptions]:
+    options = url.options(TCPOptions)
     if url.scheme == "rediss":
         if not options.tls and any(name == "tls" for name, _ in url.query):
             raise ConfigError(f"{url} turns off what rediss:// stands for; write redis:// or leave tls= out")
@@ -263,7 +286,7 @@ def _by_tcp(url: StorageURL) -> tuple[Connections, _Common]:
     return Connections(options.pool_size, options.context(), **_common(url, options), **place), options
 
 
-def _by_unix(url: StorageURL) -> tuple[Connections, _Common]:
+def _by_unix(url: StorageURL) -> tuple[Connections, UnixOptions]:
     if url.hosts or not url.path.strip("/"):
         raise ConfigError(f"{url} must name a socket and no host; write redis+unix:///path.sock?db=0")
     options = url.options(UnixOptions)
@@ -271,7 +294,7 @@ def _by_unix(url: StorageURL) -> tuple[Connections, _Common]:
     return Connections(options.pool_size, kind=UnixDomainSocketConnection, **_common(url, options), **place), options
 
 
-def _by_sentinels(url: StorageURL) -> tuple[Connections, _Common]:
+def _by_sentinels(url: StorageURL) -> tuple[Connections, SentinelOptions]:
     options = url.options(SentinelOptions)
     service, _, number = url.path.strip("/").partition("/")
     if not service:
@@ -297,7 +320,7 @@ def _by_sentinels(url: StorageURL) -> tuple[Connections, _Common]:
     return connections, options
 
 
-_WAYS: dict[str, Callable[[StorageURL], tuple[Connections, _Common]]] = {
+_WAYS: dict[str, Callable[[StorageURL], tuple[Connections, TCPOptions | UnixOptions]]] = {
     "redis+unix": _by_unix,
     "redis+sentinel": _by_sentinels,
 }
