@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import aiohttp_store
-from aiohttp_store import ConfigError, Saved
+from aiohttp_store import ConfigError, Saved, SessionTooLarge
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.testing import StorageContract
 
@@ -61,6 +61,14 @@ class TestPostgreSQL(StorageContract):
 def test_a_wrong_url_is_refused_with_the_way_out(url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         storage_from_url(url)
+
+
+async def test_a_record_over_the_limit_is_too_large(servers: Servers) -> None:
+    async with aiohttp_store.open_storage(f"{servers.url('postgresql')}?table=limited&timeout=20") as storage:
+        await create(storage, new_key(), bytes(16 << 20))
+        with pytest.raises(SessionTooLarge) as caught:
+            await save(storage, new_key(), bytes((16 << 20) + 1))
+        assert caught.value.limit == 16 << 20
 
 
 async def test_the_table_is_made_again_when_it_was_dropped(servers: Servers) -> None:
