@@ -18,7 +18,6 @@ from aiohttp_store.testing import StorageContract
 from .conftest import ONE_SERVER, STORAGES, Servers, new_url
 from .law import new_key, save
 
-SPACES = {"mysql": "table", "mongodb": "collection"}
 SWEEPING = ["mysql"]
 
 
@@ -45,18 +44,20 @@ class TestStorages(StorageContract):
 
     @pytest.fixture
     def make_storage(self, storage_name: str, servers: Servers) -> Callable[..., Storage]:
-        held: dict[str, Any] = {}
+        urls: dict[str, str] = {}
+        parts: dict[str, Any] = {}
 
         def make(space: str, server: tuple[str, int] | None = None) -> Storage:
-            name = STORAGES[storage_name][0]
-            if name is None:
+            if storage_name == "memory":
                 memory = MemoryStorage()
-                memory._parts = held.setdefault(space, memory._parts)
+                memory._parts = parts.setdefault(space, memory._parts)
                 return memory
-            if server is None:
-                return storage_from_url(new_url(servers, storage_name, **{SPACES.get(name, "prefix"): space}))
-            url = new_url(servers, storage_name, timeout=2, **{SPACES.get(name, "prefix"): space})
-            return storage_from_url(url.replace(f":{urlsplit(url).port}", f":{server[1]}"))
+            if server is not None:
+                url = new_url(servers, storage_name, timeout=2)
+                return storage_from_url(url.replace(f":{urlsplit(url).port}", f":{server[1]}"))
+            if space not in urls:
+                urls[space] = new_url(servers, storage_name)
+            return storage_from_url(urls[space])
 
         return make
 
