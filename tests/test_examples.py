@@ -20,6 +20,8 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
+from .conftest import PATIENCE, Servers
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -102,6 +104,16 @@ async def test_the_demo_refuses_a_wrong_url_with_a_plain_message() -> None:
     assert process.returncode == 2
     assert b"unknown storage 'rediz://'; did you mean 'redis://'?" in errors
     assert b"Traceback" not in errors
+
+
+async def test_the_example_of_a_storage_counts_visits_over_a_restart(servers: Servers) -> None:
+    url = f"{servers.url('postgresql')}?table=counted&timeout={PATIENCE}"
+    async with visitor() as ann, visitor() as bob:
+        for count in (1, 2):
+            async with running("postgresql_storage.py", url) as address:
+                assert await page(ann, address) == f"Your visits: {count}\n"
+        async with running("postgresql_storage.py", url) as address:
+            assert await page(bob, address) == "Your visits: 1\n"
 
 
 @pytest.mark.parametrize("remember", [False, True])

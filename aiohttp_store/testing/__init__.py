@@ -1,5 +1,24 @@
-"""For those who test their apps; see `docs/testing.rst`. `import aiohttp_store` does not import it."""
+"""For those who test their apps and their storages; pytest is imported when what needs it is used.
+
+See `docs/testing.rst` and `docs/writing-a-storage.rst`. `import aiohttp_store` does not import it.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from .sessions import Clock, PresetSession, freeze, session_of, set_session, sign_in
 
-__all__ = ["Clock", "PresetSession", "freeze", "session_of", "set_session", "sign_in"]
+if TYPE_CHECKING:
+    from .contract import StorageContract
+
+__all__ = ["Clock", "PresetSession", "StorageContract", "freeze", "session_of", "set_session", "sign_in"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "StorageContract":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest  # noqa: PLC0415  (see above)
+
+    pytest.register_assert_rewrite(f"{__name__}.contract")
+    from .contract import StorageContract  # noqa: PLC0415
+
+    return StorageContract
