@@ -1,5 +1,5 @@
 # make demo    serve the example app, on URL=sqlite:///demo.db or the one given
-# make test    run every test on real servers, with branch coverage
+# make test    run every test on real servers, with branch coverage, in WORKERS=3 processes, each with servers of its own
 # make lint    ruff, ruff format, mypy --strict
 # make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
 # make chaos   break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
@@ -9,6 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 URL ?= sqlite:///demo.db
 PORT ?= 8080
+WORKERS ?= 3
 
 .PHONY: demo test lint bench chaos servers clean
 
@@ -16,7 +17,7 @@ demo: .venv/installed
 	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
 
 test: .venv/developer servers
-	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --cov --cov-report=term $(ARGS)
 
 lint: .venv/developer
 	$(BIN)/ruff check .

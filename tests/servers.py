@@ -21,6 +21,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 from redis import Connection, RedisError
 
 START_WITHIN = 60.0
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = 2_000
+_FIRST_PORT = 10_000 + _PORTS * (_WORKER % 6)
+_given: set[int] = set()
 _POSTGRESQL = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)  # where Debian keeps it
 _PATH = os.pathsep.join(
     [os.environ.get("PATH", ""), str(Path(sys.executable).parent), "/usr/sbin", "/usr/local/sbin", *_POSTGRESQL]
@@ -31,13 +35,16 @@ def free_port() -> int:
     """Find a port below those of outgoing connections, one of which could take it while its server is away.
 
     That is no rare thing: who tries to connect to such a port from the same machine may be given it as its own,
-    and is then connected to itself. A Redis cluster's second port, 10000 above, is spared as well.
+    and is then connected to itself. A Redis cluster's second port, 10000 above, is spared as well. No port is given
+    twice, also not by another worker, since its server may still be on its way to it.
     """
     while True:
-        port = 10_000 + secrets.randbelow(12_000)
+        port = _FIRST_PORT + secrets.randbelow(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def program(*names: str) -> str:
