@@ -93,6 +93,8 @@ class ClientSide(BaseKeeper):
     of two requests at the same time the one that is answered last wins.
     """
 
+    keeps_in_cookie = True
+
     def __init__(
         self,
         url: StorageURL,
@@ -241,12 +243,20 @@ class ClientSide(BaseKeeper):
         if draft is None and session._cookie_stale and stored is not None and not session._gone:
             draft = stored.envelope.payload
         if draft is None:
+            session._renewals = 0
             return
         if stored is not None and self.clock() >= self._ends(stored.envelope):
-            session._gone = True  # its time ended while a long request used it
+            session._gone, session._renewals = True, 0  # its time ended while a long request used it
             return
         if draft:
-            session._stored = self._sealed(session, stored, draft)
+            try:
+                session._stored = self._sealed(session, stored, draft)
+            except SessionTooLarge as error:
+                if stored is None or draft != stored.envelope.payload or session._renewals or session._forced:
+                    raise
+                # It was only read; what compressed better when it was sealed stays as it is until its time is over.
+                seldom(logger.warning, "a session is not prolonged: %s", error)
+                return
         elif stored is not None:
             session._stored = None
             logger.info("session %s ended in its browser, as it was emptied", stored.id[:8])
@@ -293,6 +303,8 @@ def _pack(session_id: str, envelope: Envelope, *, is_compressed: bool) -> bytes:
 
 
 def _unpack(content: bytes) -> tuple[str, Envelope]:
+    if not content:
+        raise UndecodableError("there is nothing in it")
     kind, session_id, envelope = content[0], _as_text(content[1 : 1 + _ID]), Envelope.unpack(content[1 + _ID :])
     if kind == _DEFLATED:
         envelope = envelope._replace(payload=_inflated(envelope.payload))

@@ -33,6 +33,7 @@ _LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
 class BaseKeeper(Keeper):
     """Knows how long sessions live, whether they have changed, and how to speak of them in headers."""
 
+    keeps_in_cookie = False
     _reader: CookieFinder
 
     def __init__(

@@ -120,6 +120,7 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
             "call it before `await response.prepare(request)`"
         )
     visit.session = await visit.keeper.new(request, visit.session)
+    visit.session._sealed = visit.sealed
     visit.session._extend = True
     return visit.session
 
@@ -345,7 +346,9 @@ def _refuse_same_cookie_below(app: web.Application, keeper: Keeper) -> None:
         if other is None:
             continue
         mine, theirs = keeper.cookie, other.cookie
-        if (mine.name, mine.domain, mine.path) == (theirs.name, theirs.domain, theirs.path):
+        # What is sealed in a cookie would be opened by both, whatever its path.
+        is_sealed = keeper.keeps_in_cookie and other.keeps_in_cookie
+        if mine.name == theirs.name and (is_sealed or (mine.domain, mine.path) == (theirs.domain, theirs.path)):
             raise ConfigError(
                 f"an app and its sub-app both keep sessions in the cookie {mine.name!r} of path {mine.path!r}; "
                 "give one of them cookie=Cookie(name=…), or leave out the sub-app's setup to share the session"

@@ -26,17 +26,13 @@ from .former import Former, HoldsFormer
 from .log import logger, seldom
 from .manager import Manager, Options
 from .session import Session
-from .storage import Conflict, Storage, Write
+from .storage import Conflict, Record, Storage, Write
 
 __all__ = ["MigratingManager"]
 
 LEAST_NOTE = 60
 """Seconds that a note stays at least: longer than any request that has read the old record before."""
 _SALT_SIZE = 16
-
-
-class _LeftAlone(Session):
-    """An anonymous visitor's, whose old session cannot be taken over, but may be when the app is set up otherwise."""
 
 
 class MigratingManager(Manager):
@@ -70,20 +66,46 @@ class MigratingManager(Manager):
         ends = asyncio.get_running_loop().time() + self.storage.timeout
         session = await ours
         old_id = self._former.id_in(request.cookies) if session._stored is None else None
-        if old_id is None:
-            return session
-        async with self._within_budget(asyncio.timeout_at(ends)):
-            await self.open()
-            return await self._take_over(old_id)
+        if old_id is not None:
+            async with self._within_budget(asyncio.timeout_at(ends)):
+                await self.open()
+                session = await self._take_over(old_id)
+        session._former_request = request
+        return session
+
+    async def new(self, request: web.BaseRequest, old: Session | None) -> Session:
+        """Do what `Manager.new` does."""
+        session = await super().new(request, old)
+        session._former_request = request
+        return session
 
     async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
         """Do what `Manager.save` does; what ends a session also ends what the old cookie could bring back."""
-        if session._ended and (old_id := self._former.id_in(request.cookies)) is not None:
-            async with self._within_budget():
-                await self.open()
-                session._doomed += (self._key(await self._note(old_id, secrets.token_urlsafe(32))),)
-                await self._old.remove_former(self._former.key(old_id))
+        if session._ended and session._former_request is not None:
+            await self._protected(self._end_former_in_time(session))
         await super().save(request, response, session)
+
+    async def _attempt(
+        self, session: Session, draft: bytes | None = None, asker: Session | None = None
+    ) -> Record | None:
+        if session._ended and session._former_request is not None:  # by `session.save()`, before the request's end
+            await self._end_former(session)
+        return await super()._attempt(session, draft, asker)
+
+    async def _end_former_in_time(self, session: Session) -> None:
+        async with self._within_budget():
+            await self.open()
+            await self._end_former(session)
+
+    async def _end_former(self, session: Session) -> None:
+        old_id = self._former.id_in(session._former_request.cookies)
+        if old_id is not None:
+            key = self._former.key(old_id)
+            # Where there is nothing to end, the note need not last: anybody can make up an old id.
+            ttl = LEAST_NOTE if await self._old.read_former(key) is None else self._note_ttl
+            session._doomed += (self._key(await self._note(old_id, secrets.token_urlsafe(32), ttl)),)
+            await self._old.remove_former(key)
+        session._former_request = None
 
     async def _take_over(self, old_id: str) -> Session:
         # Not batched, as it happens once to a visitor. The note is looked for last: who finds no old record because
@@ -104,7 +126,7 @@ class MigratingManager(Manager):
                 fresh = await self._put_under_new_id(envelope)
             except SessionTooLarge as error:
                 return self._leave_alone(error)
-            session_id = await self._note(old_id, fresh.id)
+            session_id = await self._note(old_id, fresh.id, self._note_ttl)
             if session_id == fresh.id:
                 logger.info("session %s was taken over from aiohttp-session", fresh.key[:8])
             else:
@@ -120,11 +142,13 @@ class MigratingManager(Manager):
     def _leave_alone(self, error: Exception) -> Session:
         what = "a session of aiohttp-session cannot be taken over, and its visitor is anonymous: %s"
         seldom(logger.warning, what, error)
-        return _LeftAlone(self, {})
+        session = Session(self, {})
+        session._left_alone = True
+        return session
 
-    async def _note(self, old_id: str, session_id: str) -> str:
+    async def _note(self, old_id: str, session_id: str, ttl: int) -> str:
         """Leave the note that `old_id` has become `session_id`, unless there is one; give the id that it names."""
-        write = Write(self._note_key(old_id), None, _seal(session_id, old_id), self._note_ttl)
+        write = Write(self._note_key(old_id), None, _seal(session_id, old_id), ttl)
         (outcome,) = await self.storage.save([write])
         return _open(outcome.record.data, old_id) if isinstance(outcome, Conflict) else session_id
 
@@ -138,7 +162,7 @@ class MigratingManager(Manager):
 
     def _tell(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
         super()._tell(request, response, session)
-        if isinstance(session, _LeftAlone) or self._former.cookie.name not in request.cookies:
+        if session._left_alone or self._former.cookie.name not in request.cookies:
             return
         cookie = self._former.cookie
         response.headers.add(hdrs.SET_COOKIE, cookie.header("", secure=cookie.is_secure(request.secure), max_age=0))

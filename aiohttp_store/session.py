@@ -37,6 +37,8 @@ class Keeper(Protocol):
     """Seconds since the epoch."""
     cookie: Cookie
     """What the browser keeps."""
+    keeps_in_cookie: bool
+    """Whether that is the whole session, sealed."""
 
     async def open(self) -> None:
         """Prepare for use; called when the app starts."""
@@ -99,6 +101,8 @@ class Session(MutableMapping[str, Any], Generic[Data]):
     _ended = False
     _cookie_stale = False
     _doomed: tuple[str, ...] = ()
+    _former_request: Any = None  # whose old cookie must not bring back what ends here; see migrating.py
+    _left_alone = False  # an old session that cannot be taken over now, but may be when the app is set up otherwise
 
     def __init__(self, keeper: Keeper, data: dict[str, Any], stored: Stored | None = None) -> None:
         self._keeper = keeper

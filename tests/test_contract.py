@@ -14,6 +14,7 @@ from .broken_storages import CASES, FINDS
 from .conftest import Servers
 
 ROOT = Path(__file__).parent.parent
+_quiet = {name: value for name, value in os.environ.items() if name != "CI"}  # where pytest tells everything twice
 SCOPE = "-oasyncio_default_fixture_loop_scope=function"  # pytest-asyncio warns where it is not set
 BROKEN = "tests/broken_storages.py"
 BARE = [f"-pno:{plugin}" for plugin in ("asyncio", "aiohttp", "xdist", "cov", "timeout", "cacheprovider")]
@@ -26,7 +27,7 @@ def run_pytest(*arguments: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300", **environment},
+        env={**_quiet, "PYTHONPATH": str(ROOT), "COLUMNS": "300", **environment},
         check=False,
     )
     return done.stdout + done.stderr

@@ -70,7 +70,7 @@ async def visiting(url: URL, many: int = 24) -> AsyncIterator[list[Visitor]]:
     assert [wrong for visitor in visitors for wrong in visitor.wrong] == []
 
 
-async def served(visitors: list[Visitor], within: float = 20) -> float:
+async def served(visitors: list[Visitor], within: float = 40) -> float:
     """Wait until each has been served once more, and give the seconds that it took."""
     began = time.monotonic()
     before = [visitor.acknowledged for visitor in visitors]

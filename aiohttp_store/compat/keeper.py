@@ -32,6 +32,8 @@ class ForeignKeeper:
     Such a storage knows no versions: of two requests that write at the same time the last wins.
     """
 
+    keeps_in_cookie = False
+
     def __init__(self, storage: Any, options: Options) -> None:
         if options:
             raise ConfigError(
@@ -106,6 +108,8 @@ class ForeignKeeper:
     async def reload(self, session: OurSession) -> None:
         """Read the session again, as the request's cookie names it."""
         kept = cast("Session", session)
+        if kept._kept_under != kept._loaded_under:  # the storage can only be asked by the request's cookie
+            return
         read = await self._read(kept._request)
         if kept._kept_under is not None and read._kept_under != kept._kept_under:
             kept._gone = True
@@ -140,10 +144,9 @@ class ForeignKeeper:
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
         before = response.cookies.output()
-        while session._doomed:
-            ended = Session(session._doomed[0], data=None, new=False, max_age=session.max_age)
-            await self._ask(self.storage.save_session(request, response, ended))
-            session._doomed = session._doomed[1:]
+        has_records = None not in session._doomed  # else the cookie holds the data, and is one and the same
+        if not (has_records and _is_something(session)):
+            await self._end(request, response, session)
         self._learn_identity(response, session)  # where the handler has saved it by hand
         if _is_something(session):
             session._created = int(time.time())
@@ -155,9 +158,18 @@ class ForeignKeeper:
                     "change it before `await response.prepare(request)`"
                 )
             self._learn_identity(response, session)
+        # After the new record is stored, so that an outage between the two loses nothing.
+        await self._end(request, web.Response(), session)
         session._changed, session._image = False, repr(session._data)
         if response.cookies.output() != before:
             _tell(response)
+
+    async def _end(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
+        """Empty the records of ids that are not to be used again."""
+        while session._doomed:
+            ended = Session(session._doomed[0], data=None, new=False, max_age=session.max_age)
+            await self._ask(self.storage.save_session(request, response, ended))
+            session._doomed = session._doomed[1:]
 
     def _learn_identity(self, response: web.StreamResponse, session: Session) -> None:
         """Read from the cookie under which id a new session is stored, so that no second one is drawn for it."""

@@ -50,6 +50,7 @@ class Session(OurSession, metaclass=_AnySession):
         is_new = new or stored is None
         self._identity = None if stored is None else identity
         self._kept_under = None if is_new else self._identity  # what the storage knows it by
+        self._loaded_under = self._kept_under  # and what the request's cookie names
         self._new = is_new
         self._data = dict(stored["session"]) if stored else {}
         self._created = now if is_new or not stored else stored.get("created") or now

@@ -104,8 +104,8 @@ class Connections:
         async with slots:
             connection, transport = free.pop(), None  # the one used last
             try:
-                if connection.is_connected and await connection.can_read():
-                    await drop(connection)  # closed by the server
+                if connection.is_connected and await _is_closed(connection):
+                    await drop(connection)
                 if not connection.is_connected:
                     await connection.connect()
                 transport = connection._writer.transport
@@ -273,6 +273,14 @@ async def _reply(connection: Any) -> Any:
         if str(error).startswith("NOREPLICAS"):  # as of a primary that was cut off from all others
             raise _DemotedError(str(error)) from error
         return error
+
+
+async def _is_closed(connection: Any) -> bool:
+    """Tell whether the server has ended it, or reset it: after an outage the free ones are often all so."""
+    try:
+        return bool(await connection.can_read())
+    except (LostError, OSError):
+        return True
 
 
 async def drop(connection: Any) -> None:

@@ -285,7 +285,7 @@ class _Connection(aiosqlite.Connection):
     def _open_file(self) -> sqlite3.Connection:
         # Only what did not exist, as closing a database's file drops the locks that this process has on it.
         with _creating, contextlib.suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            os.close(os.open(os.path.realpath(self._path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         self._file = self._identity()
         return sqlite3.connect(self._path, timeout=0, isolation_level=None)
 

@@ -12,6 +12,7 @@ from aiohttp import CookieJar, hdrs, web
 from aiohttp.test_utils import TestClient, make_mocked_request
 from yarl import URL
 
+from ..keeper import BaseKeeper
 from ..manager import Manager
 from ..middleware import _KEEPER, _VISIT, _apps_below, _Visit
 from ..session import Duration, Keeper, Session, Stored, seconds
@@ -55,7 +56,8 @@ async def sign_in(
     request, response = _request(url), web.Response()
     session = await keeper.new(request, None)
     session.update(data)
-    session.idle_timeout = idle_timeout
+    if idle_timeout is not None:
+        session.idle_timeout = idle_timeout
     await keeper.save(request, response, session)
     _take_cookies(client, url.with_path(keeper.cookie.path), response)
 
@@ -156,11 +158,17 @@ def freeze(app: web.Application) -> Iterator[Clock]:
     cookies.
 
     Raises:
-        RuntimeError: neither the app nor a sub-app has `setup`.
+        RuntimeError: neither the app nor a sub-app has `setup`, or one keeps its sessions in a storage that was
+            written for aiohttp-session, which goes by the time of the machine.
     """
     keepers = [one[_KEEPER] for one in (app, *_apps_below(app)) if _KEEPER in one]
     if not keepers:
         raise _no_setup(app)
+    foreign = next((one for one in keepers if not isinstance(one, BaseKeeper)), None)
+    if foreign is not None:
+        raise RuntimeError(
+            f"{foreign!r} goes by a clock that cannot be moved: its storage is of aiohttp-session's kind"
+        )
     storages: list[Any] = [
         one.storage for one in keepers if isinstance(one, Manager) and callable(getattr(one.storage, "clock", None))
     ]
