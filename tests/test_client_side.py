@@ -699,3 +699,48 @@ async def test_no_log_line_holds_a_cookie(serve: Serve, caplog: pytest.LogCaptur
     assert not [line for line in ours for value in values if value and value[:16] in line]
     app: Any = client.app
     assert SECRET not in repr(vars(app[_KEEPER]))
+
+
+async def fill(request: web.Request) -> web.Response:
+    (await get_session(request))["padding"] = "x" * 15_000
+    return web.Response()
+
+
+async def size(request: web.Request) -> web.Response:
+    return web.json_response(len((await get_session(request)).get("padding", "")))
+
+
+async def test_what_fits_no_longer_is_kept_where_it_is_only_read(serve: Serve) -> None:
+    old, new = "old secret " * 3, "new secret " * 3
+    before = await serve(fill, storage="cookie://?compress=true", secret=old)
+    async with before.get("/fill") as response:
+        cookie = response.headers["Set-Cookie"].partition(";")[0]
+    after = await serve(size, storage="cookie://", secret=[new, old])
+    async with after.get("/size", headers={"Cookie": cookie}) as response:
+        assert (response.status, await response.json()) == (200, 15_000)
+        assert "Set-Cookie" not in response.headers
+
+
+async def test_renewing_what_is_empty_changes_nothing_of_a_stream(serve: Serve) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        (await get_session(request)).renew()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"whole")
+        return response
+
+    client = await serve(stream, storage="cookie://", secret="secret " * 5)
+    async with client.get("/stream") as response:
+        assert (response.status, await response.read()) == (200, b"whole")
+
+
+async def test_one_cookie_name_for_two_paths_is_refused(serve: Serve) -> None:
+    inner = web.Application()
+    options: Any = {"storage": "cookie://", "secret": "secret " * 5}
+    setup(inner, **options, cookie=Cookie(path="/inner"))
+    app = web.Application()
+    setup(app, **options)
+    app.add_subapp("/inner", inner)
+    app.freeze()
+    with pytest.raises(ConfigError, match="both keep sessions in the cookie"):
+        await app.startup()

@@ -15,6 +15,7 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiohttp_session
 import aiomcache
@@ -115,6 +116,8 @@ async def act(request: web.Request) -> web.StreamResponse:
         session.invalidate()
     if "renew" in query:
         session.renew(login=True)
+    if "save" in query:
+        await session.save()
     if "crash" in query:
         raise ZeroDivisionError
     if "stream" in query:
@@ -291,6 +294,23 @@ async def test_the_old_cookie_brings_no_ended_session_back(move: Move, how: str)
     assert (revived.status, revived.data, revived.ours, revived.cookies[OLD]) == (200, {}, "", REMOVED)
     if "later" in how:
         assert (await ask(ours, AIOHTTP_SESSION=old_id, session=given)).data == {}
+
+
+@pytest.mark.parametrize("end", ["new", "end"])
+async def test_what_was_ended_by_save_stays_ended_where_the_handler_crashes(move: Move, end: str) -> None:
+    old_id = await move.visited()
+    ours = await move.our_app()
+    assert (await ask(ours, f"{end}&save&crash", AIOHTTP_SESSION=old_id)).status == 500
+    assert (await ask(ours, AIOHTTP_SESSION=old_id)).data == {}
+
+
+@on_redis
+async def test_logouts_under_made_up_ids_fill_no_storage(move: Move) -> None:
+    before = set(await move.old.client.keys())
+    ours = await move.our_app()
+    assert (await ask(ours, "end", AIOHTTP_SESSION=uuid4().hex)).status == 200
+    lasting = [await move.old.client.ttl(key) for key in set(await move.old.client.keys()) - before]
+    assert max(lasting, default=0) <= 60
 
 
 @asynccontextmanager

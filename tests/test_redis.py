@@ -390,13 +390,14 @@ async def test_connections_that_the_server_closed_are_replaced_unnoticed(own: Se
         await asyncio.gather(*(create(storage, key) for key in keys))
 
 
+@pytest.mark.parametrize("how", ["cut", "reset"])
 async def test_a_connection_that_was_closed_while_idle_does_not_use_up_the_second_try(
-    server: Server, proxy: Proxy
+    server: Server, proxy: Proxy, how: str
 ) -> None:
     async with open_storage(proxy.url) as storage, opened(server) as direct:
         await create(direct, new_key())
         await storage.load([new_key()])
-        proxy.cut()
+        getattr(proxy, how)()
         await asyncio.sleep(0.05)  # the storage's side sees the end
         proxy.lose_answers = 1
         (outcome,) = await storage.save([Write(new_key(), None, b"data", 60)])

@@ -276,11 +276,8 @@ async def _reply(connection: Any) -> Any:
 
 
 async def _is_closed(connection: Any) -> bool:
-    """Tell whether the server has ended it, or reset it: after an outage the free ones are often all so."""
-    try:
-        return bool(await connection.can_read())
-    except (LostError, OSError):
-        return True
+    """Tell whether the server has ended or reset it: redis-py's own check sees the end, and no reset."""
+    return connection._writer.transport.is_closing() or bool(await connection.can_read())
 
 
 async def drop(connection: Any) -> None:
