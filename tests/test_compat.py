@@ -614,6 +614,53 @@ async def test_save_reload_and_apply_work_with_such_a_storage(foreign: Any, aioh
         assert await texts(client, "/lose", "/count") == ["gone", "1"]
 
 
+async def test_a_renewal_in_an_outage_loses_nothing(aiohttp_client: AiohttpClient) -> None:
+    class Full(ListStorage):
+        """It has no room for another record."""
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            if session.identity is None and self.records:
+                raise aiohttp_store.StorageUnavailable("full")
+            await super().save_session(request, response, session)
+
+    async def put(request: web.Request) -> web.Response:
+        (await aiohttp_store.get_session(request))["a"] = 1
+        return web.Response()
+
+    async def renew(request: web.Request) -> web.Response:
+        (await aiohttp_store.get_session(request)).renew()
+        return web.Response()
+
+    async def show(request: web.Request) -> web.Response:
+        return web.json_response(dict(await aiohttp_store.get_session(request)))
+
+    client = await aiohttp_client(make_app(aiohttp_store, Full(), put, renew, show))
+    for path, status in (("/put", 200), ("/renew", 503), ("/show", 200)):
+        async with client.get(path) as response:
+            assert response.status == status
+            found = await response.text()
+    assert json.loads(found) == {"a": 1}
+
+
+@pytest.mark.parametrize("is_renewed", [False, True])
+async def test_what_was_saved_under_a_new_id_is_still_there_after_reload(
+    aiohttp_client: AiohttpClient, *, is_renewed: bool
+) -> None:
+    async def begin(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        session["a"] = session.get("a", 0) + 1
+        if is_renewed:
+            session.renew()
+        await session.save()
+        await session.reload()
+        return web.json_response(session["a"])
+
+    client = await aiohttp_client(make_app(aiohttp_store, ListStorage(), begin))
+    for turn in (1, 2):
+        async with client.get("/begin") as response:
+            assert (response.status, await response.json()) == (200, turn)
+
+
 @pytest.mark.parametrize("package", [aiohttp_store, compat])
 async def test_a_session_saved_by_hand_gets_one_record(
     package: Any, foreign: Any, aiohttp_client: AiohttpClient
