@@ -21,7 +21,7 @@ from aiohttp_store.storages.redis import RedisStorage
 
 from .conftest import PATIENCE, Serve
 from .law import create, new_key
-from .servers import Redis, RedisCluster, RedisSentinels, wait_until
+from .servers import Redis, RedisCluster, RedisSentinels, free_port, wait_until
 from .servers import Sentinel as SentinelServer
 from .ticking import ticking
 from .visitors import count, served, visiting
@@ -247,6 +247,12 @@ async def test_many_connections_at_once_lose_no_sentinel(sentinels: RedisSentine
         assert isinstance(storage, RedisStorage)
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(64)))
         assert len(set(storage._client._sentinel.sentinels)) == 3  # type: ignore[union-attr]
+
+
+async def test_many_connections_at_once_are_all_told_that_there_is_no_sentinel() -> None:
+    async with open_storage(f"redis+sentinel://127.0.0.1:{free_port()}/service?timeout={PATIENCE}") as storage:
+        ends = await asyncio.gather(*(storage.load([new_key()]) for _ in range(32)), return_exceptions=True)
+    assert {type(end) for end in ends} == {StorageUnavailable}
 
 
 async def test_a_sentinel_that_is_late_does_not_lead_to_a_replica(tmp_path: Path) -> None:

@@ -220,8 +220,9 @@ class SentinelConnections(Connections):
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_sentinels())
             self._asking.add_done_callback(_look_at)
-        await asyncio.wait({self._asking})
-        return self._asking.result()
+        asking = self._asking  # whoever goes on first may ask again
+        await asyncio.wait({asking})
+        return asking.result()
 
     async def _ask_sentinels(self) -> tuple[str, int]:
         try:
