@@ -91,4 +91,5 @@ def test_no_source_imports_what_runs_stored_bytes() -> None:
                     "mysql.py",
                     "redis_cluster.py",
                     "sqlite.py",
+                    "sweeping.py",
                 }, path

@@ -29,7 +29,7 @@ from aiohttp_store import (
     Write,
     open_storage,
 )
-from aiohttp_store.storages import mysql, storage_from_url
+from aiohttp_store.storages import mysql, storage_from_url, sweeping
 from aiohttp_store.storages.mysql import MySQLStorage
 from aiohttp_store.url import StorageURL
 
@@ -884,7 +884,7 @@ async def test_a_given_pool_that_was_closed_is_unavailable(server: Private, tabl
 async def test_a_sweep_deletes_what_is_expired_and_only_that(
     root: Any, storage: MySQLStorage, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mysql, "_SWEEP_SLICE", 4)
+    monkeypatch.setattr(mysql, "SLICE", 4)
     old, live = [new_key() for _ in range(10)], [new_key() for _ in range(3)]
     await storage.save([Write(key, None, b"data", 60) for key in old + live])
     await expire(root, table, *old)
@@ -896,8 +896,8 @@ async def test_a_sweep_deletes_what_is_expired_and_only_that(
 async def test_a_large_sweep_is_of_small_batches_and_one_process_and_disturbs_nobody(
     root: Any, url: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mysql, "_SWEEP_PAUSE", 0)
-    monkeypatch.setattr(mysql, "_SWEEP_REST", 0)
+    monkeypatch.setattr(sweeping, "PAUSE", 0)
+    monkeypatch.setattr(sweeping, "REST", 0)
     async with open_storage(f"{url}&pool_size=1") as storage, open_storage(url) as other:
         assert isinstance(storage, MySQLStorage)
         assert isinstance(other, MySQLStorage)
@@ -1022,8 +1022,8 @@ async def test_only_one_process_sweeps_at_a_time(root: Any, storage: MySQLStorag
 async def test_the_sweep_runs_by_itself_and_survives_an_outage(
     server: Private, url: str, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mysql, "_SWEEP_EVERY", 0.05)
-    caplog.set_level(logging.DEBUG, mysql.__name__)
+    monkeypatch.setattr(sweeping, "EVERY", 0.05)
+    caplog.set_level(logging.DEBUG, "aiohttp_store")
     async with open_storage(url) as storage:
         assert isinstance(storage, MySQLStorage)
         server.kill()

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, Storage, StorageUnavailable, Write
-from aiohttp_store.storages import sqlite, storage_from_url
+from aiohttp_store.storages import storage_from_url, sweeping
 from aiohttp_store.storages.sqlite import SQLiteStorage
 
 from .conftest import PATIENCE
@@ -483,7 +483,7 @@ async def test_a_storage_sweeps_by_itself_also_after_a_sweep_that_failed(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "aiohttp_store")
-    monkeypatch.setattr(sqlite, "_SWEEP_EVERY", 0.05)
+    monkeypatch.setattr(sweeping, "EVERY", 0.05)
     async with Opened(path, timeout=TIMEOUT) as storage:
         with locked(path):
             async with asyncio.timeout(PATIENCE):

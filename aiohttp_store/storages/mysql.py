@@ -19,6 +19,7 @@ from pymysql.constants import CLIENT, CR, ER  # type: ignore[import-untyped]
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import Host, TLSOptions, identifier, positive
+from .sweeping import SLICE, Sweeper, rest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -51,10 +52,6 @@ _GUARD = (
 _STAGGER = 0.25
 _SEARCH_PAUSE = 0.1  # so that an outage is no storm of reconnects
 _IDLE = 45.0  # proxies and firewalls drop what was silent for 60 s, often without a word
-_SWEEP_EVERY = 60.0
-_SWEEP_PAUSE = 0.05
-_SWEEP_REST = 2  # times what a batch took, so that a busy server gets more of a rest
-_SWEEP_SLICE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +90,7 @@ class MySQLStorage(Storage):
         self._slots: asyncio.Semaphore | None = None
         self._packet = self._largest = 0
         self._learned_from: Host | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._sweeper = Sweeper(self.sweep)
 
     @classmethod
     def from_url(cls, url: StorageURL) -> Self:
@@ -147,7 +144,7 @@ class MySQLStorage(Storage):
         except BaseException:
             await self.close()
             raise
-        self._sweeper = asyncio.create_task(self._sweep_forever())
+        self._sweeper.start()
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         if not keys:
@@ -198,7 +195,7 @@ class MySQLStorage(Storage):
         # A prolonged row is not deleted: each row is looked at again once it is locked, and no gap is.
         old = (
             "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
-            f"DELETE FROM `{self.table}` WHERE expires<={_NOW} ORDER BY expires LIMIT {_SWEEP_SLICE}"
+            f"DELETE FROM `{self.table}` WHERE expires<={_NOW} ORDER BY expires LIMIT {SLICE}"
         )
         total, loop, slot = 0, asyncio.get_running_loop(), self._slot()
         is_given = not isinstance(self._pool, _Pool)
@@ -214,19 +211,15 @@ class MySQLStorage(Storage):
                 async with self.answering(*_OUTAGES):
                     swept = (await _execute(connection, old))[-1].changed
                 total += swept
-                if swept < _SWEEP_SLICE or (is_given and slot.locked()):
+                if swept < SLICE or (is_given and slot.locked()):
                     break
-                await asyncio.sleep(max(_SWEEP_PAUSE, _SWEEP_REST * (loop.time() - began)))
+                await rest(began)
             async with self.answering(*_OUTAGES):
                 await _execute(connection, f"DO RELEASE_LOCK({lock})")
         return total
 
     async def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-            self._sweeper = None
+        await self._sweeper.stop()
         self._slots = None
         if isinstance(self._pool, _Pool):
             await self._pool.close()
@@ -408,14 +401,6 @@ class MySQLStorage(Storage):
             raise
         finally:
             self._pool.release(connection)  # not awaited: aiomysql's waits while someone else connects
-
-    async def _sweep_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_EVERY * random.uniform(0.5, 1.5))  # noqa: S311  (jitter)
-            try:
-                await self.sweep()
-            except Exception as error:  # noqa: BLE001  (the next one may do better)
-                _log.debug("no sweep: %s", error)
 
 
 def _hex(value: bytes) -> str:

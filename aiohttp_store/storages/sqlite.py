@@ -22,6 +22,7 @@ import aiosqlite
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import identifier, positive
+from .sweeping import SLICE, Sweeper, rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +40,6 @@ _LARGEST = 1_000_000_000 - 1024
 _SHARE = 0.9  # of the deadline, in which a lock is waited for: what is left tells the caller so
 _LONGEST_PAUSE = 0.01
 _CLOSING_PAUSE = 0.002
-_SWEEP_EVERY = 60.0
-_SWEEP_PAUSE = 0.05
-_SWEEP_REST = 2  # times what a batch took, so that a busy disk gets more of a rest
-_SWEEP_SLICE = 500
 # SQLite takes any type in any column; a column with another type holds what somebody else wrote.
 _LAYOUT = {"id": ("TEXT", 1, 1), "version": ("BLOB", 1, 0), "data": ("BLOB", 1, 0), "expires": ("REAL", 1, 0)}
 _NEVER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
@@ -75,7 +72,7 @@ class SQLiteStorage(Storage):
         self.clock = time.time
         self._reader: _Lane | None = None
         self._writer: _Lane | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._sweeper = Sweeper(self.sweep)
         live = f'FROM "{table}" WHERE id=? AND expires>?'
         self._find = f"SELECT version,data {live}"
         self._remove = f"DELETE {live} AND version=?"
@@ -124,7 +121,7 @@ class SQLiteStorage(Storage):
         except BaseException:
             await self.close()
             raise
-        self._sweeper = asyncio.create_task(self._sweep_forever())
+        self._sweeper.start()
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         places = ",".join("?" * len(keys))
@@ -160,22 +157,18 @@ class SQLiteStorage(Storage):
         """
         loop, total = asyncio.get_running_loop(), 0
         table = f'"{self.table}"'
-        old = f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE expires<=? LIMIT {_SWEEP_SLICE})"
+        old = f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE expires<=? LIMIT {SLICE})"
         while True:
             began = loop.time()
             swept = await self._transact(lambda connection: connection.execute(old, (self.clock(),)).rowcount)
             total += swept
-            if swept < _SWEEP_SLICE:
+            if swept < SLICE:
                 return total
-            await asyncio.sleep(max(_SWEEP_PAUSE, _SWEEP_REST * (loop.time() - began)))
+            await rest(began)
 
     async def close(self) -> None:
         """Close the file; a call that hangs is waited for, but not longer than `timeout`."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-            self._sweeper = None
+        await self._sweeper.stop()
         lanes = [lane for lane in (self._reader, self._writer) if lane is not None]
         self._reader = self._writer = None
         until = time.monotonic() + self.timeout
@@ -244,14 +237,6 @@ class SQLiteStorage(Storage):
         if not self.path.parent.is_dir():
             return f"there is no folder {self.path.parent}; make it, or name another"
         return f"let this user read and write it and its folder, or name another file ({error})"
-
-    async def _sweep_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_EVERY * random.uniform(0.5, 1.5))  # noqa: S311  (jitter)
-            try:
-                await self.sweep()
-            except Exception as error:  # noqa: BLE001  (the next one may do better)
-                _log.debug("no sweep: %s", error)
 
 
 class _Moved(OSError):

@@ -12,7 +12,7 @@ import time
 from aiohttp import web
 
 import aiohttp_store
-from aiohttp_store.storages import mysql
+from aiohttp_store.storages import mysql, sweeping
 
 from .plain import app_with, run
 
@@ -35,7 +35,7 @@ async def sweep(request: web.Request) -> web.Response:
 
 
 def main(port: str, url: str) -> None:
-    mysql._SWEEP_EVERY = 86_400.0  # only when we say so
+    sweeping.EVERY = 86_400.0  # only when we say so
     app = app_with(aiohttp_store.get_session)
     app[_SWEEPS] = []
     app.router.add_get("/sweep", sweep)
