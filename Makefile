@@ -3,6 +3,7 @@
 # make lint    ruff, ruff format, mypy --strict
 # make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
 # make chaos   break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
+# make docs    build the documents into docs/_build/html
 # make servers install the servers that the tests need and that are missing
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ URL ?= sqlite:///demo.db
 PORT ?= 8080
 WORKERS ?= 3
 
-.PHONY: demo test lint bench chaos servers clean
+.PHONY: demo test lint docs bench chaos servers clean
 
 demo: .venv/installed
 	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -23,6 +24,10 @@ lint: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/developer
+	$(BIN)/sphinx-build -n -W --keep-going --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: .venv-bench/installed servers
 	.venv-bench/bin/python -m benchmarks --save benchmarks/results.json --write-docs $(ARGS)
@@ -53,4 +58,4 @@ servers: .venv/developer
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/results.json build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache demo.db*
+	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/results.json docs/_build build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache demo.db*
