@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import json
 import math
 import os
 import re
@@ -12,9 +13,14 @@ from pathlib import Path
 import pytest
 
 import aiohttp_store
-from aiohttp_store import Cookie
-from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MIN_SECRET
+from aiohttp_store import Cookie, Storage
+from aiohttp_store.codec import MAX_DEPTH
+from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE, MIN_SECRET
+from aiohttp_store.keeper import IDLE_TIMEOUT, PROLONG_AFTER
+from aiohttp_store.log import SELDOM
 from aiohttp_store.manager import Manager
+from aiohttp_store.merge import merge
+from aiohttp_store.middleware import RETRY_AFTER
 from aiohttp_store.storages.memory import MemoryStorage
 
 ROOT = Path(__file__).parent.parent
@@ -93,3 +99,84 @@ def test_no_source_imports_what_runs_stored_bytes() -> None:
                     "sqlite.py",
                     "sweeping.py",
                 }, path
+
+
+SESSION, CONCURRENCY = (
+    " ".join((ROOT / f"docs/{page}.rst").read_text().split()) for page in ("session", "concurrency")
+)
+
+
+def cells(page: str, header: str) -> list[list[str]]:
+    """Give the rows of the list-table whose last column has this header."""
+    table = (ROOT / f"docs/{page}.rst").read_text().partition(f"     - {header}\n")[2].partition("\n\n")[0]
+    return [re.split(r"\n     - ", row.strip()) for row in re.split(r"^   \* - ", table, flags=re.MULTILINE)[1:]]
+
+
+def test_each_row_of_the_merge_table_is_what_comes_of_it() -> None:
+    rows = cells("concurrency", "the result")
+    assert len(rows) == 16
+    for what, *values in rows:
+        base, mine, theirs, result = (ast.literal_eval(value.strip("`")) for value in values)
+        assert json.dumps(merge(base, mine, theirs), sort_keys=True) == json.dumps(result, sort_keys=True), what
+
+
+def logged() -> dict[str, tuple[str, str]]:
+    """Give what the package logs, apart from single storages and aiohttp-session's: at which level, and how often."""
+    found = {}
+    for path in (ROOT / "aiohttp_store").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        named = {
+            target.id: node.value
+            for node in nodes
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in nodes:
+            if not isinstance(node, ast.Call) or path.stem == "migrating":
+                continue
+            match node.func, node.args:
+                case ast.Name("once" | "seldom" as way), [ast.Attribute(_, level), message, *_]:
+                    often = {"once": "once", "seldom": "once a minute"}[way]
+                case ast.Attribute(ast.Name("logger"), level), [message, *_]:
+                    often = "each time"
+                case _:
+                    continue
+            if isinstance(message, ast.Name):
+                message = named[message.id]
+            found[ast.literal_eval(message)] = level, often
+    return found
+
+
+def test_the_log_table_names_each_warning_with_its_level_and_how_often_it_comes() -> None:
+    documented = [
+        (text, level, often)
+        for level, what, often in cells("session", "how often")
+        for text in re.findall("``(.+?)``", what)
+        if text != "cookie://"
+    ]
+    known = logged()
+    for text, *said in documented:
+        assert said in [list(kind) for message, kind in known.items() if message.startswith(text)], text
+    for message, (level, _) in known.items():
+        assert level != "warning" or any(message.startswith(text) for text, *_ in documented), message
+
+
+@pytest.mark.parametrize(
+    ("page", "said", "value", "meant"),
+    [
+        (SESSION, "unless over a twentieth of the idle timeout has passed", PROLONG_AFTER, 1 / 20),
+        (SESSION, "that long: a day, unless", IDLE_TIMEOUT, 24 * 3600),
+        (SESSION, "keep none longer than 400 days", MAX_AGE, 400 * 24 * 3600),
+        (SESSION, "at most 254 levels deep", MAX_DEPTH, 254),
+        (SESSION, "holds at most 4096 bytes, with its name", MAX_SIZE, 4096),
+        (SESSION, "its ``timeout`` (2 seconds)", Storage.timeout, 2),
+        (SESSION, "``Retry-After: 1``", RETRY_AFTER, 1),
+        (SESSION, "Up to 4 that have the form of ours", MAX_LOOKED_AT, 4),
+        (SESSION, "- once a minute", SELDOM, 60),
+        (CONCURRENCY, "one ``timeout`` of the storage (2 seconds)", Storage.timeout, 2),
+    ],
+)
+def test_the_numbers_in_the_pages_are_the_codes(page: str, said: str, value: float, meant: float) -> None:
+    assert said in page
+    assert value == meant
