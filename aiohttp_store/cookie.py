@@ -71,7 +71,8 @@ class Cookie:
     secure: bool | Literal["auto"] = "auto"
     """Whether browsers send it on https only.
 
-    `"auto"` says so on https requests, and always where the name's prefix, `samesite="None"` or `partitioned` demand it.
+    `"auto"` says so on https requests, and always where the name's prefix, `samesite="None"` or `partitioned`
+    demand it.
     """
     httponly: bool = True
     """Whether it is kept from scripts."""

@@ -151,7 +151,9 @@ class Clock:
 
 @contextmanager
 def freeze(app: web.Application) -> Iterator[Clock]:
-    """Make time stand still for the sessions of `app` and its sub-apps, within `with freeze(app) as clock:`.
+    """Make time stand still for the sessions of `app` and its sub-apps, until the end of the block.
+
+    To be used as `with freeze(app) as clock:`.
 
     What `setup` decides follows the clock: idle timeout, lifetime, and when a session is prolonged. So does a
     storage that has a `clock`, as `memory://`. A server's clock goes on, and that by which the client's jar drops
