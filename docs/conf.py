@@ -1,18 +1,14 @@
 """How Sphinx builds these pages for `make docs`."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import aiohttp_store
 import aiohttp_store.testing
 
-ROOT = Path(__file__).parent.parent
-
 project = "aiohttp_store"
 copyright = "the aiohttp_store contributors"  # noqa: A001  (Sphinx' name)
-(release,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "aiohttp_store/__init__.py").read_text(), re.MULTILINE)
-version = release
+version = release = aiohttp_store.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]

@@ -106,7 +106,7 @@ def redirected(code: str, urls: dict[str, str]) -> str:
 
 
 async def execute(page: Path, urls: dict[str, str]) -> None:
-    """Run the Python of a page: its blocks, each `app` that they make, and the tests that they define."""
+    """Run the Python of a page block by block, write those that are files, and serve each `app` that they make."""
     module = types.ModuleType("page")
     sys.modules["page"] = module  # where classes on the page are looked up
     names = vars(module)
@@ -124,9 +124,6 @@ async def execute(page: Path, urls: dict[str, str]) -> None:
             apps.append(app)
     for app in apps:
         await visit(app)
-    for name, test in list(names.items()):
-        if name.startswith("test_") and isinstance(test, types.FunctionType):
-            await test()
 
 
 async def visit(app: web.Application) -> None:
