@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web_urldispatcher import PlainResource
 
 ROOT = Path(__file__).parent.parent
-PAGES = {str(page.relative_to(ROOT)): page for folder in (ROOT, ROOT / "docs") for page in sorted(folder.glob("*.rst"))}
+PAGES = {str(page.relative_to(ROOT)): page for page in sorted([*ROOT.glob("*.rst"), *ROOT.glob("docs/**/*.rst")])}
 """Every page there is, by its path in the repository."""
 
 SERVERS = {

@@ -71,13 +71,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     command = ["-m", "sphinx", "-n", "-W", "--keep-going", "--quiet", "-d", str(folder / "doctrees")]
     done = run([*command, str(ROOT / "docs"), str(folder / "html")], folder)
     assert (done.returncode, done.stderr) == (0, "")
-    pages = (folder / "html").glob("*.html")
+    pages = (folder / "html").rglob("*.html")
     return Built(folder / "html", {page: Document(page.read_text()) for page in pages})
 
 
 def test_the_documents_build_without_a_warning_and_each_page_is_reached_from_the_first(built: Built) -> None:
     reached = {built.folder / urlsplit(link).path for link in built.documents[built.folder / "index.html"].links}
-    pages = {built.folder / f"{page.stem}.html" for page in PAGES.values() if page.parent.name == "docs"}
+    sources = [page.relative_to(ROOT / "docs") for page in PAGES.values() if page.is_relative_to(ROOT / "docs")]
+    pages = {built.folder / page.with_suffix(".html") for page in sources}
     assert len(pages) > 15
     assert pages <= built.documents.keys()
     assert pages - reached <= {built.folder / "index.html"}
