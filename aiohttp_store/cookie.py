@@ -63,22 +63,27 @@ class Cookie:
     """
 
     name: str = "session"
-    """`__Host-` in front of it is the strongest choice on https: no sibling domain can set it."""
+    """The cookie's name; with `__Host-` in front, the strongest choice on https, no sibling domain can set it."""
     path: str = "/"
+    """The part of the site to which browsers send it."""
     domain: str | None = None
-    """`None`: this host only. A domain opens the cookie to all of its subdomains."""
+    """A domain opens the cookie to all of its subdomains; `None` keeps it to this host."""
     secure: bool | Literal["auto"] = "auto"
-    """Send on https only. `"auto"`: on https requests, and always where the name's prefix, `samesite="None"`
-    or `partitioned` demand it."""
+    """Whether browsers send it on https only.
+
+    `"auto"` says so on https requests, and always where the name's prefix, `samesite="None"` or `partitioned`
+    demand it.
+    """
     httponly: bool = True
-    """Keep the cookie from scripts."""
+    """Whether it is kept from scripts."""
     samesite: Literal["Lax", "Strict", "None"] | None = "Lax"
-    """`None` leaves the attribute out; the string `"None"` sends the cookie on cross-site requests."""
+    """Which cross-site requests carry it; `None` leaves the attribute out, the string `"None"` allows all."""
     partitioned: bool = False
-    """Keep one cookie per embedding site (CHIPS)."""
+    """Whether browsers keep one cookie for each embedding site (CHIPS)."""
     priority: Literal["Low", "Medium", "High"] | None = None
+    """Which cookies Chromium keeps longest where a site has too many; `None` leaves the attribute out."""
     persistent: bool = False
-    """Outlive the browser: send Max-Age."""
+    """Whether it has a Max-Age, and so outlives the browser."""
 
     def __post_init__(self) -> None:
         token, host = (

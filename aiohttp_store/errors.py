@@ -22,12 +22,15 @@ class StorageUnavailable(SessionError):
     """The storage did not answer in time, or answered that it cannot serve.
 
     Nothing is known about the session: it may exist, and a write may have been carried
-    out. Uncaught in a handler it becomes a 503 with `Retry-After`.
+    out. Uncaught in a handler, or at the end of a request, it becomes a 503 with `Retry-After`.
     """
 
 
 class SessionGone(SessionError):
-    """The record was deleted meanwhile: the visitor was logged out by another request."""
+    """The record was deleted meanwhile: the visitor was logged out by another request.
+
+    Uncaught in a handler it becomes a 409. At the end of a request nothing is raised: the changes are dropped.
+    """
 
 
 class SessionConflict(SessionError):
@@ -38,10 +41,12 @@ class SessionConflict(SessionError):
 
 
 class SessionTooLarge(SessionError):
-    """The encoded session is larger than the storage or the cookie can hold.
+    """The encoded session is larger than the storage or the cookie can hold; uncaught it becomes a 500."""
 
-    `size` and `limit` are bytes.
-    """
+    size: int
+    """Bytes that it takes."""
+    limit: int
+    """Bytes that can be held."""
 
     def __init__(self, size: int, limit: int, where: str) -> None:
         super().__init__(f"the session takes {size} bytes, and {where} holds at most {limit}")

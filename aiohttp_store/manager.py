@@ -37,16 +37,22 @@ class Options(TypedDict, total=False):
     """The keywords of `setup` and of `session_middleware`."""
 
     secret: Secret | None
-    """Signs the cookie, and seals that of `cookie://`; the first of a list does, and all are tried. At least 32 bytes
-    each."""
+    """What signs the cookie, 32 bytes or more, as from `secrets.token_urlsafe(32)`; by default nothing does.
+
+    Of a list the first signs, and all are accepted. `cookie://` needs one, and seals the session with it.
+    """
     cookie: Cookie | None
-    """How the browser keeps the id."""
+    """How the browser keeps the id; a `Cookie()` by default."""
     idle_timeout: Duration
-    """Seconds or `timedelta` (a day): a session unused for this long ends, up to a twentieth early."""
+    """Seconds or `timedelta` of disuse after which a session ends, up to a twentieth early; a day by default."""
     lifetime: Duration | None
-    """Seconds or `timedelta`: a session this old ends, however busy it is."""
+    """Seconds or `timedelta` after which a session ends, however busy it is; `None`, the default, sets no bound."""
     on_conflict: OnConflict
-    """When another request has changed the session: `"merge"` key by key, `"overwrite"`, or `"raise"` (409)."""
+    """What is done when another request has changed the session meanwhile.
+
+    `"merge"`, the default, merges both changes key by key; `"overwrite"` lets the last one win; `"raise"` raises
+    `SessionConflict`, which becomes a 409. Under `cookie://` only `"overwrite"` is possible, and the default.
+    """
     codec: Codec | None
     """Anything with `dumps` and `loads`; JSON by default."""
 

@@ -121,7 +121,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
 
     @property
     def data(self) -> Data:
-        """This very session, as a type checker sees `Session[Cart]`: with the keys of `Cart` and their types.
+        """This very session, which type checkers take for a `Cart` where it is a `Session[Cart]`.
 
         Nothing is checked when the app runs. It is no dict: where one is demanded, take `dict(session)`.
         """
@@ -152,9 +152,10 @@ class Session(MutableMapping[str, Any], Generic[Data]):
 
     @property
     def idle_timeout(self) -> float | None:
-        """Seconds of disuse after which this session ends; `None`: as `setup` says.
+        """Seconds of disuse after which this session ends; `None` where `setup` decides.
 
-        Setting it ("remember me") stores it with the session and makes its cookie outlive the browser.
+        Setting it, to seconds or a `timedelta` ("remember me"), stores it with the session and makes its cookie
+        outlive the browser.
 
         Raises:
             ConfigError: on setting what is not a duration above 0.
@@ -207,7 +208,11 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             self._created = self._keeper.clock()
 
     def changed(self) -> None:
-        """Save the session even if its data looks the same; changes of nested values are seen without it."""
+        """Save the session even if its data looks the same; changes of nested values are seen without it.
+
+        Raises:
+            RuntimeError: under `cookie://`, the response's headers have been sent.
+        """
         self._refuse_as_in_cookie()
         self._quiet_until = 0.0
         self._forced = True
@@ -248,7 +253,12 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         the write wins. It may run several times, so it changes the session and nothing else.
 
         Raises:
-            SessionGone, SessionConflict, StorageUnavailable, SessionTooLarge, RuntimeError, TypeError: as in `save`.
+            SessionGone: the record was deleted meanwhile, as by a logout.
+            SessionConflict: others wrote first each time, until the deadline.
+            StorageUnavailable: the storage did not answer in time.
+            SessionTooLarge: the storage or the cookie cannot hold it.
+            RuntimeError: as in `save`.
+            TypeError: the data holds a value that JSON cannot hold.
         """
         self._refuse_as_in_cookie()
         self._quiet_until = 0.0

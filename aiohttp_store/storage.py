@@ -48,7 +48,7 @@ class Write(NamedTuple):
     key: str
     """43 base64url characters, made from the hash of the id; never bytes that a client chose."""
     expected: bytes | None
-    """The version that this write replaces; `None`: the key must not exist yet."""
+    """The version that this write replaces; `None` where the key must not exist yet."""
     data: bytes | None
     """What to store; `None` removes the record, if it is still the expected version."""
     ttl: int
@@ -56,15 +56,17 @@ class Write(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The write was carried out, and this is the version it left (empty after a removal)."""
+    """The write was carried out."""
 
     version: bytes
+    """The version that it left; empty after a removal."""
 
 
 class Conflict(NamedTuple):
-    """Nothing was written: this other record is there."""
+    """Nothing was written, as another record is there than the write expected."""
 
     record: Record
+    """What is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,10 @@ class Storage(ABC):
         """Give back what `open` took; calling it twice is no error."""
 
     def answering(self, *outages: type[BaseException]) -> AbstractAsyncContextManager[None]:
-        """Bound the block by `timeout`, and turn `outages` and time-outs into `StorageUnavailable`."""
+        """Bound the block by `timeout`, and turn `outages` and time-outs into `StorageUnavailable`.
+
+        `OSError` and `EOFError` count as outages as well.
+        """
         return _Answering(self, (OSError, EOFError, *outages))
 
 

@@ -29,26 +29,29 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "fals
 
 
 class Host(NamedTuple):
-    """One server of a URL; `port` is `None` where the URL leaves it to the storage."""
+    """One server of a URL."""
 
     name: str
+    """Its name or address, a v6 address without brackets."""
     port: int | None
+    """`None` where the URL leaves it to the storage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageURL:
-    """The parts of a storage's URL, percent-decoded; `str()` and `repr()` mask the password.
-
-    `text` is the URL as it was given, for drivers that read URLs of their own grammar.
-    """
+    """The parts of a storage's URL, percent-decoded; `str()` and `repr()` mask the password."""
 
     scheme: str
+    """In lower case."""
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     hosts: tuple[Host, ...] = ()
     path: str = ""
+    """With its leading `/`, or empty."""
     query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Names and values, in order."""
     text: str = field(default="", repr=False)
+    """The URL as it was given, password included, for drivers that read URLs of their own grammar."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -114,7 +117,7 @@ class StorageURL:
         return hosts
 
     def options(self, declared: type[T]) -> T:
-        """Read the query as the fields of a dataclass, by their types.
+        """Read the query as the fields of a dataclass, by their types: str, int, float, bool, and these or `None`.
 
         Raises:
             ConfigError: an unknown or repeated parameter, or a value of another type.
@@ -185,13 +188,21 @@ def nearest(name: str, known: typing.Iterable[str], shown: str = "{!r}") -> str:
 
 
 def positive(name: str, value: float) -> None:
-    """Refuse a number that is not above 0 (NaN and infinity as well)."""
+    """Refuse a number that is not above 0 (NaN and infinity as well).
+
+    Raises:
+        ConfigError: it is not; the message begins with `name`.
+    """
     if not 0 < value < float("inf"):
         raise ConfigError(f"{name}={value} must be a finite number above 0")
 
 
 def identifier(name: str, value: str) -> None:
-    """Refuse what is not a plain name, since it will stand in a statement."""
+    """Refuse what is not a plain name, of 1 to 64 letters, digits and underscores, since it will stand in a statement.
+
+    Raises:
+        ConfigError: it is not; the message begins with `name`.
+    """
     if not _IDENTIFIER.fullmatch(value):
         raise ConfigError(
             f"{name}={value!r} must be 1 to 64 letters, digits and underscores, and not begin with a digit"

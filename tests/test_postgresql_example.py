@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
@@ -24,10 +23,10 @@ from aiohttp_store.testing import StorageContract
 
 from .conftest import Servers
 from .law import create, data_of, new_key, save
+from .pages import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples/postgresql_storage.py"
-PAGE = (ROOT / "docs/writing-a-storage.rst").read_text()
+PAGE = PAGES["docs/writing-a-storage.rst"]
 
 importlib.import_module("examples.postgresql_storage")
 
@@ -105,22 +104,17 @@ async def test_the_sweep_runs_by_itself_and_in_one_process_at_a_time(
 # The page about it
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"^\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)", PAGE, re.MULTILINE)
-    return [textwrap.dedent(block).strip() for block in found]
-
-
 def test_the_excerpts_on_the_page_are_the_files() -> None:
     code = "".join(path.read_text() for path in (EXAMPLE, Path(__file__)))
     depths = [re.sub(rf"^ {{{depth}}}", "", code, flags=re.MULTILINE) for depth in (0, 4, 8, 12, 16, 20)]
-    excerpts = blocks("python")
+    excerpts = [block.code.strip() for block in blocks(PAGE, "python")]
     assert len(excerpts) > 10
     for excerpt in excerpts:
         assert any(f"\n{excerpt}\n" in at_depth for at_depth in depths), excerpt
 
 
 def test_the_page_tells_what_an_author_gives_and_the_defaults() -> None:
-    table = PAGE.partition("what you give  ")[2].partition("What cannot be tested")[0]
+    table = PAGE.read_text().partition("what you give  ")[2].partition("What cannot be tested")[0]
     rows = dict(re.findall(r"^``(\w+)`` +(.+?)  ", table, re.MULTILINE))
     settings = {name: value for name, value in vars(StorageContract).items() if isinstance(value, bool | float | None)}
     assert {name: ast.literal_eval(rows[name].strip("`")) for name in settings if name in rows} == {
@@ -153,8 +147,8 @@ def make_wheel(folder: Path, project: dict[str, Any], module: str, source: str) 
 
 
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path, servers: Servers) -> None:
-    (text,) = blocks("toml")
-    settings = tomllib.loads(text)
+    (block,) = blocks(PAGE, "toml")
+    settings = tomllib.loads(block.code)
     (module,) = settings["tool"]["setuptools"]["py-modules"]
     source = EXAMPLE.read_text().replace('aiohttp_store.register("postgresql", PostgreSQLStorage)', "")
     wheel = make_wheel(tmp_path, settings["project"], module, source)

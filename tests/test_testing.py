@@ -28,8 +28,8 @@ from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
 from .certificates import make_certificates
 from .conftest import Client
+from .pages import PAGES, ROOT, python_of
 
-ROOT = Path(__file__).parent.parent
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 ANN = {"user": "ann", "cart": {"tea": [1, 2]}}
 
@@ -431,32 +431,13 @@ assert "pytest" not in sys.modules
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=ROOT)
 
 
-def blocks_of(page: str) -> str:
-    """Give the Python of a page, its blocks one after another."""
-    blocks = re.findall(
-        r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", (ROOT / "docs" / page).read_text(), re.MULTILINE
-    )
-    return "\n".join(re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in blocks)
-
-
-def examples_of(page: str) -> dict[str, Any]:
-    names: dict[str, Any] = {}
-    exec(compile(blocks_of(page), page, "exec"), names)
-    return {name: found for name, found in names.items() if name.startswith("test_")}
-
-
-@pytest.mark.parametrize("name", re.findall(r"def (test_\w+)", blocks_of("testing.rst")))
-async def test_each_example_of_the_page_runs(name: str) -> None:
-    await examples_of("testing.rst")[name]()
-
-
 def test_the_pages_name_everything() -> None:
-    used, page = blocks_of("testing.rst"), (ROOT / "docs/testing.rst").read_text()
+    used, page = python_of(PAGES["docs/testing.rst"]), PAGES["docs/testing.rst"].read_text()
     assert [name for name in testing.__all__ if name not in (used if name.islower() else page)] == []
 
 
 def test_the_examples_of_the_page_on_types_are_among_what_mypy_checks() -> None:
     checked = (ROOT / "tests/typing_checks.py").read_text()
-    examples = re.split(r"\n{3,}", blocks_of("typing.rst").strip())
+    examples = re.split(r"\n{3,}", python_of(PAGES["docs/typing.rst"]).strip())
     assert len(examples) > 4
     assert [one for one in examples if re.sub(r"  # .*", "", one) not in re.sub(r"  # .*", "", checked)] == []

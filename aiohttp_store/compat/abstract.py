@@ -37,7 +37,7 @@ class CookieOptions(TypedDict, total=False):
     cookie_name: str
     domain: str | None
     max_age: int | None
-    """Seconds from the last write to the end of the session; `None`: until the browser is closed."""
+    """Seconds from the last write to the end of the session; `None` keeps it until the browser is closed."""
     path: str
     secure: bool | None
     httponly: bool

@@ -66,7 +66,7 @@ class Session(OurSession, metaclass=_AnySession):
 
     @property
     def created(self) -> int:
-        """When the session was last written, in seconds since the epoch: what `max_age` counts from."""
+        """When the session was last written, in seconds since the epoch; `max_age` counts from then."""
         return cast("int", self._created)
 
     @property

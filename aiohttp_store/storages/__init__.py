@@ -116,6 +116,8 @@ def imported(target: str, url: StorageURL) -> Any:
 async def open_storage(url: str) -> AsyncIterator[Storage]:
     """Open the storage that `url` names, and close it at the end of the block.
 
+    To be used as `async with open_storage(url) as storage:`.
+
     Raises:
         ConfigError: the scheme or a parameter is unknown, or the driver is not installed.
     """

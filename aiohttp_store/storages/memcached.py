@@ -290,9 +290,17 @@ def _exptime(ttl: int) -> int:
 class MemcachedStorage(Storage):
     """Sessions in one memcached node, for as long as it runs and has room for them.
 
-    `client` tells where: its host, port, `conn_args` and pool size are used, over connections of
-    our own, as aiomcache's pool hands a cancelled command's answer to the next caller. The client
-    itself is neither used up nor closed.
+    The client's host, port, `conn_args` and pool size are used, over connections of our own, as
+    aiomcache's pool hands a cancelled command's answer to the next caller.
+
+    Args:
+        client: an `aiomcache.Client`, which is neither used up nor closed.
+        prefix: what each key begins with.
+        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
+        former: whose sessions are taken over, as `migrate=` in a URL says.
+
+    Raises:
+        ConfigError: a value that cannot work.
     """
 
     def __init__(
@@ -414,6 +422,12 @@ class MemcachedNodes(Sharded):
     A key has one node, whatever the order of the nodes and whether they answer: were the keys of a
     silent node written elsewhere, its return would bring back sessions that had ended meanwhile.
     So its sessions are unavailable until it returns, and only they.
+
+    Args:
+        nodes: at least one, and each once.
+
+    Raises:
+        ConfigError: no node, or one twice.
     """
 
     def __init__(self, nodes: Sequence[MemcachedStorage]) -> None:

@@ -39,7 +39,14 @@ class Options:
 
 
 class MemoryStorage(Storage):
-    """Sessions of this process only, gone when it ends."""
+    """Sessions of this process only, gone when it ends.
+
+    Args:
+        max_sessions: how many are held at most; one of those that were written longest ago gives way to a new one.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
 
     def __init__(self, *, max_sessions: int = 100_000) -> None:
         self.max_sessions = Options(max_sessions=max_sessions).max_sessions

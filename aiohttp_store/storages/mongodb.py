@@ -110,7 +110,19 @@ class _Pool(Pool):
 
 
 class MongoDBStorage(Storage):
-    """Sessions in a collection of MongoDB, through motor or PyMongo's asyncio client."""
+    """Sessions in a collection of MongoDB, through motor or PyMongo's asyncio client.
+
+    Args:
+        client: an asyncio client of either, or a collection of one; it is not closed.
+        database: its name, unless a collection was given.
+        collection: likewise; its TTL index is made where it is missing.
+        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
+        former: whose sessions are taken over, as `migrate=` in a URL says.
+        former_collection: where those are.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
 
     def __init__(
         self,
@@ -122,7 +134,6 @@ class MongoDBStorage(Storage):
         former: Former | None = None,
         former_collection: str = "sessions",
     ) -> None:
-        """Use an asyncio client, or a collection of one (which has its names already), and never close it."""
         options = Options(collection=collection, timeout=timeout)
         self.timeout = options.timeout
         self.former, self._former_name = former, former_collection

@@ -78,7 +78,14 @@ class Options(TLSOptions):
 class MySQLStorage(Storage):
     """Sessions in the rows of one table.
 
-    `pool` is an `aiomysql.Pool` with `autocommit=True`; it is used as it is, and not closed.
+    Args:
+        pool: an `aiomysql.Pool` with `autocommit=True`; it is used as it is, and not closed.
+        table: its name, of letters, digits and underscores.
+        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
+        create_table: whether it is made where it is missing.
+
+    Raises:
+        ConfigError: a value that cannot work.
     """
 
     def __init__(self, pool: Any, *, table: str = "sessions", timeout: float = 2.0, create_table: bool = True) -> None:

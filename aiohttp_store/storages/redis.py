@@ -109,7 +109,17 @@ class UnixOptions(_Common, FormerOptions):
 
 
 class RedisStorage(Storage):
-    """Sessions in Redis or Valkey: one string per session, its version first, expired by the server."""
+    """Sessions in Redis or Valkey: one string per session, its version first, expired by the server.
+
+    Args:
+        client: a `redis.asyncio.Redis` without `decode_responses`; it is used as it is, and not closed.
+        prefix: what each key begins with.
+        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
+        former: whose sessions are taken over, as `migrate=` in a URL says.
+
+    Raises:
+        ConfigError: another client, or a value that cannot work.
+    """
 
     def __init__(
         self,

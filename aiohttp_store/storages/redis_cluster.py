@@ -38,10 +38,18 @@ _LOOK_AGAIN = 0.25
 
 
 class RedisClusterStorage(Sharded):
-    """Sessions in a Redis Cluster, stored as `RedisStorage` does it."""
+    """Sessions in a Redis Cluster, stored as `RedisStorage` does it.
+
+    Args:
+        hosts: some of the nodes, with which it begins; they tell of the others.
+        options: what a URL's parameters say.
+        **login: `username` and `password`.
+
+    Raises:
+        ConfigError: the prefix has a hash tag, which would put all sessions on one node.
+    """
 
     def __init__(self, hosts: Sequence[Host], options: Options, **login: Any) -> None:
-        """Begin at these hosts; they tell of the others. `login` is `username` and `password`."""
         if re.search(r"\{[^}]+\}", options.prefix):
             raise ConfigError(
                 f"prefix={options.prefix!r} has a hash tag, which puts all sessions on one node; use none"

@@ -62,7 +62,16 @@ class Options:
 
 
 class SQLiteStorage(Storage):
-    """Sessions in the rows of one table of a file, made where it is missing, for its owner alone."""
+    """Sessions in the rows of one table of a file, made where it is missing, for its owner alone.
+
+    Args:
+        path: of the file.
+        table: its name, of letters, digits and underscores.
+        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, table: str = "sessions", timeout: float = 2.0) -> None:
         options = Options(table=table, timeout=timeout)

@@ -153,6 +153,8 @@ class Clock:
 def freeze(app: web.Application) -> Iterator[Clock]:
     """Make time stand still for the sessions of `app` and its sub-apps, until the end of the block.
 
+    To be used as `with freeze(app) as clock:`.
+
     What `setup` decides follows the clock: idle timeout, lifetime, and when a session is prolonged. So does a
     storage that has a `clock`, as `memory://`. A server's clock goes on, and that by which the client's jar drops
     cookies.
