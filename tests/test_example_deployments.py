@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import io
 import os
 import pwd
@@ -20,10 +21,14 @@ from pathlib import Path
 
 import pytest
 from aiohappyeyeballs import AddrInfoType
-from aiohttp import ClientResponse, ClientSession, CookieJar, FormData, TCPConnector
+from aiohttp import ClientResponse, ClientSession, CookieJar, FormData, TCPConnector, web
 from yarl import URL
 
 from aiohttp_store.cookie import key_of_id
+from aiohttp_store.log import SELDOM
+from aiohttp_store.manager import Manager
+from aiohttp_store.middleware import RETRY_AFTER
+from aiohttp_store.storages.redis import TCPOptions
 
 from .certificates import make_certificates
 from .conftest import Servers, new_url
@@ -356,3 +361,16 @@ async def test_a_process_that_is_killed_costs_no_visitor_a_session_or_an_error(n
         assert visits <= counts[-1] <= visits + 1
     assert left.process is not None
     killed.start()
+
+
+def test_the_numbers_of_the_page_are_the_codes() -> None:
+    page = " ".join((ROOT / "docs/deployment.rst").read_text().split())
+    waiting = inspect.signature(web.run_app).parameters["shutdown_timeout"].default
+    closing = re.findall(r"within (\w+) of its `timeout`", Manager.close.__doc__ or "")
+    for text in (
+        f"Retry-After: {RETRY_AFTER}``",
+        f"``shutdown_timeout`` at most ({waiting:g} seconds)",
+        f"within {closing[0]} times its ``timeout``, {6 * TCPOptions().timeout:g} seconds with the default",
+    ):
+        assert text in page
+    assert (SELDOM, "is logged once a minute" in page) == (60, True)

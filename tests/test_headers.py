@@ -312,9 +312,11 @@ async def test_the_scheme_that_aiohttp_remotes_set_counts_in_any_order(
 ) -> None:
     app = web.Application(middlewares=[asking_before_and_after] if order == "another between" else [])
     app.router.add_get("/", handler)
-    setups = [lambda: setup(app), lambda: app.middlewares.append(aiohttp_remotes.XForwardedRelaxed().middleware)]
-    for one in reversed(setups) if order == "theirs first" else setups:
-        one()
+    if order == "theirs first":
+        await aiohttp_remotes.setup(app, aiohttp_remotes.XForwardedRelaxed())
+    setup(app)
+    if order != "theirs first":
+        await aiohttp_remotes.setup(app, aiohttp_remotes.XForwardedRelaxed())
     client = await aiohttp_client(app)
     caplog.clear()
     async with client.get("/", headers={"X-Forwarded-Proto": "https"}, allow_redirects=False) as response:
