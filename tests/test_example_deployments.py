@@ -168,17 +168,23 @@ async def test_what_happens_to_the_session_during_an_upload_counts(meanwhile: st
 
 async def test_a_logout_of_one_part_leaves_the_other(servers: Servers) -> None:
     shop, admin = new_url(servers, "redis"), new_url(servers, "redis")
+    redis = servers.own("redis")
+    assert isinstance(redis, Redis)
     async with running("two_apps.py", shop, admin) as address, visitor() as ann:
 
         async def state() -> list[bool]:
             """Tell who takes her for logged in: the shop, its help pages, and the admin pages."""
             return ["Logged in as" in await page(ann, f"{address}/{part}") for part in ("", "help/", "admin/")]
 
+        def stored() -> list[int]:
+            return [len(redis.ask(f"KEYS {URL(url).query['prefix']}*")) for url in (shop, admin)]
+
         assert await state() == [False, False, False]
         await page(ann, f"{address}/login", user="ann")
         assert await state() == [True, True, False]
         await page(ann, f"{address}/admin/login", user="root")
         assert await state() == [True, True, True]
+        assert stored() == [1, 1]
         sent = {(cookie.key, cookie["path"], cookie["samesite"]) for cookie in ann.cookie_jar}
         assert sent == {("shop", "/", "Lax"), ("admin", "/admin", "Strict")}
         assert set(ann.cookie_jar.filter_cookies(URL(address))) == {"shop"}
@@ -188,10 +194,7 @@ async def test_a_logout_of_one_part_leaves_the_other(servers: Servers) -> None:
         assert await state() == [True, True, True]
         await page(ann, f"{address}/admin/logout", ok="1")
         assert await state() == [True, True, False]
-        redis = servers.own("redis")
-        assert isinstance(redis, Redis)
-        counts = [len(redis.ask(f"KEYS {URL(url).query['prefix']}*")) for url in (shop, admin)]
-        assert counts == [1, 0]
+        assert stored() == [1, 0]
 
 
 class App(Server):
@@ -245,8 +248,9 @@ def nginx(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             server.start()
         yield nginx
     finally:
-        for server in reversed(everyone):
-            server.stop()
+        nginx.stop()
+        for app in nginx.apps:
+            app.kill()  # it would first wait for its streams
 
 
 @asynccontextmanager
