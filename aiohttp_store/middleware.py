@@ -37,10 +37,12 @@ class _Visit:
     loading = False  # a task of the request loads the session
     waiting: tuple[asyncio.Future[None], ...] = ()  # the other tasks that want it
     sealed = False  # the headers are sent, or the response is on its way
+    clone: web.Request | None = None  # what a later middleware made of the request, and so what the handler saw
 
-    def __init__(self, keeper: Keeper, outer: _Visit | None) -> None:
+    def __init__(self, keeper: Keeper, outer: _Visit | None, received: web.Request) -> None:
         self.keeper = keeper
         self.outer = outer
+        self.received: web.Request | None = received
 
 
 _VISIT: web.RequestKey[Any] = web.RequestKey("aiohttp_store.visit", _Visit)
@@ -71,6 +73,8 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         visit: _Visit = request[_VISIT]
     except KeyError:
         raise _no_setup() from None
+    if request is not visit.received:
+        visit.clone = request
     session = visit.session
     while session is None:
         if visit.loading:
@@ -119,6 +123,8 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
             "new_session() needs a new cookie, but the response's headers have been sent; "
             "call it before `await response.prepare(request)`"
         )
+    if request is not visit.received:
+        visit.clone = request
     visit.session = await visit.keeper.new(request, visit.session)
     visit.session._sealed = visit.sealed
     visit.session._extend = True
@@ -218,18 +224,18 @@ def _middleware(keeper: Keeper) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         outer: _Visit | None = request.get(_VISIT) if len(request) else None
-        visit = request[_VISIT] = _Visit(keeper, outer)
+        visit = request[_VISIT] = _Visit(keeper, outer, request)
         try:
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
                 session = _to_be_saved(visit, raised)
                 if session is not None:
-                    await keeper.save(request, raised, session)
+                    await keeper.save(visit.clone or request, raised, session)
                 raise
             session = _to_be_saved(visit, response)
             if session is not None:
-                await keeper.save(request, response, session)
+                await keeper.save(visit.clone or request, response, session)
         except (StorageUnavailable, SessionConflict, SessionGone) as error:
             if visit.sealed or request.writer.output_size > 0:
                 raise  # aiohttp then drops the connection, where a page would be a second response
@@ -238,6 +244,7 @@ def _middleware(keeper: Keeper) -> Middleware:
             return response
         finally:
             visit.sealed = True
+            visit.received = visit.clone = None  # the request holds the visit, and is freed without the collector
             if visit.session is not None:
                 visit.session._sealed = True
             if outer is not None:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any
 
+import aiohttp_remotes
 import pytest
 from aiohttp import web
+from aiohttp.pytest_plugin import AiohttpClient
+from aiohttp.typedefs import Handler
 
-from aiohttp_store import Cookie, SessionConflict, SessionTooLarge, StorageUnavailable, get_session, get_storage
+from aiohttp_store import (
+    Cookie,
+    SessionConflict,
+    SessionTooLarge,
+    StorageUnavailable,
+    get_session,
+    get_storage,
+    new_session,
+    setup,
+)
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
@@ -263,6 +277,79 @@ async def test_a_cookie_that_a_browser_will_drop_or_leak_is_warned_about_once(
         assert ("Secure" in headers["Set-Cookie"]) is (cookie.secure is True)
     assert len(caplog.records) == bool(warned)
     assert warned in caplog.text
+
+
+async def begin_and_redirect(request: web.Request) -> web.Response:
+    await begin(request)
+    raise web.HTTPSeeOther("/")
+
+
+async def begin_a_stream(request: web.Request) -> web.StreamResponse:
+    await begin(request)
+    response = web.StreamResponse()
+    await response.prepare(request)
+    return response
+
+
+async def begin_anew(request: web.Request) -> web.Response:
+    (await new_session(request))["a"] = 1
+    return web.Response()
+
+
+@web.middleware
+async def asking_before_and_after(request: web.Request, handler: Handler) -> web.StreamResponse:
+    await begin(request)
+    try:
+        return await handler(request)
+    finally:
+        await begin(request)
+
+
+@pytest.mark.parametrize("handler", [begin, begin_and_redirect, begin_a_stream, begin_anew])
+@pytest.mark.parametrize("order", ["ours first", "theirs first", "another between"])
+async def test_the_scheme_that_aiohttp_remotes_set_counts_in_any_order(
+    order: str, handler: Handler, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = web.Application(middlewares=[asking_before_and_after] if order == "another between" else [])
+    app.router.add_get("/", handler)
+    if order == "theirs first":
+        await aiohttp_remotes.setup(app, aiohttp_remotes.XForwardedRelaxed())
+    setup(app)
+    if order != "theirs first":
+        await aiohttp_remotes.setup(app, aiohttp_remotes.XForwardedRelaxed())
+    client = await aiohttp_client(app)
+    caplog.clear()
+    async with client.get("/", headers={"X-Forwarded-Proto": "https"}, allow_redirects=False) as response:
+        (cookie,) = response.headers.getall("Set-Cookie")
+        assert "; Secure;" in cookie
+    async with client.get("/", headers={"X-Forwarded-Proto": "http"}, allow_redirects=False) as response:
+        (cookie,) = response.headers.getall("Set-Cookie")
+        assert "Secure" not in cookie
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("remotes", [False, True])
+async def test_a_request_is_freed_without_the_garbage_collector(remotes: bool, aiohttp_client: AiohttpClient) -> None:
+    seen: list[weakref.ref[web.Request]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(weakref.ref(request))
+        return await begin(request)
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup(app)
+    if remotes:
+        await aiohttp_remotes.setup(app, aiohttp_remotes.XForwardedRelaxed())
+    client = await aiohttp_client(app)
+    gc.disable()
+    try:
+        await headers_of(client, "/")
+        async with asyncio.timeout(20):
+            while seen[0]() is not None:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

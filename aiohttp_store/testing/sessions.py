@@ -128,7 +128,7 @@ def set_session(request: web.Request, data: Mapping[str, Any] | None = None) -> 
         assert isinstance(outcome, Saved)  # nobody has this id
         stored = Stored(session_id, key, outcome.version, envelope)
         session = PresetSession(keeper, keeper._loads(payload), stored, keeper._loads(payload))
-    visit = request[_VISIT] = _Visit(keeper, None)
+    visit = request[_VISIT] = _Visit(keeper, None, request)
     visit.session = session
     return session
 
