@@ -1,14 +1,10 @@
 """How Sphinx builds these pages for `make docs`."""
 
-import re
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
+from aiohttp_store import __version__
 
 project = "aiohttp_store"
 copyright = "the aiohttp_store contributors"  # noqa: A001  (Sphinx' name)
-(release,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "aiohttp_store/__init__.py").read_text(), re.MULTILINE)
-version = release
+version = release = __version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
