@@ -30,7 +30,6 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["aiohttp_store", "aiohttp_store.*"]),
-    package_data={"aiohttp_store": ["py.typed"]},
     install_requires=["aiohttp>=3.14"],
     extras_require={
         "redis": redis,

@@ -66,7 +66,7 @@ def test_old_results_are_shown_and_the_readme_gets_the_shares(
     after = rest.partition(".. end of speed\n")[2]
     assert readme.startswith(before)
     assert readme.endswith(after)
-    assert readme[len(before) : -len(after)].splitlines()[3:] == [
+    assert readme[len(before) : -len(after)].splitlines()[4:8] == [
         "===================  =========  =====  =====  ================",
         "aiohttp_store redis  0.500      0.500  -      1.5/2.5",
         "===================  =========  =====  =====  ================",

@@ -228,4 +228,4 @@ def test_what_runs_before_a_commit_is_make_lint() -> None:
     (recipe,) = re.findall(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     hooks = re.findall(r"^ +entry: (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
     assert hooks == recipe.replace("$(BIN)", ".venv/bin").replace("\t", "").splitlines()
-    assert run(sys.executable, "-m", "pre_commit", "validate-config", cwd=ROOT) == ""
+    assert run(sys.executable, "-m", "pre_commit", "validate-config", ".pre-commit-config.yaml", cwd=ROOT) == ""
