@@ -4,6 +4,7 @@
 # make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
 # make chaos   break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make docs    build the documents into docs/_build/html
+# make package build sdist and wheel into dist/, and run every test of the sdist against the installed wheel (ARGS: pytest's)
 # make servers install the servers that the tests need and that are missing
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ URL ?= sqlite:///demo.db
 PORT ?= 8080
 WORKERS ?= 3
 
-.PHONY: demo test lint docs bench chaos servers clean
+.PHONY: demo test lint docs bench chaos package servers clean
 
 demo: .venv/installed
 	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -34,6 +35,20 @@ bench: .venv-bench/installed servers
 
 chaos: .venv/developer servers
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+# The tests have no checkout around them: what the sdist or the wheel lacks is missing.
+package: .venv/developer
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT INT TERM; \
+	tar -xzf dist/*.tar.gz -C "$$folder" --strip-components 1; \
+	rm -r "$$folder/aiohttp_store"; \
+	$(BIN)/python -m venv "$$folder/.venv"; \
+	"$$folder/.venv/bin/python" -m pip install --quiet "$$(echo dist/*.whl)[all]"; \
+	touch "$$folder/.venv/installed"; \
+	$(MAKE) -C "$$folder" servers; \
+	cd "$$folder"; .venv/bin/pytest --numprocesses $(WORKERS) $(ARGS)
 
 servers: .venv/developer
 	sh tests/install-servers

@@ -26,11 +26,10 @@ setup(
     description="Sessions for aiohttp in Redis, Memcached, MongoDB, MySQL or SQLite, selected by a URL",
     long_description=(here / "README.rst").read_text(),
     long_description_content_type="text/x-rst",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["aiohttp_store", "aiohttp_store.*"]),
-    package_data={"aiohttp_store": ["py.typed"]},
     install_requires=["aiohttp>=3.14"],
     extras_require={
         "redis": redis,

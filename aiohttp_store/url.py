@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import ssl
 import types
@@ -183,6 +182,8 @@ class TLSOptions:
 
 def nearest(name: str, known: typing.Iterable[str], shown: str = "{!r}") -> str:
     """Give `; did you mean 'this'?`, or nothing where no known name is like it."""
+    import difflib  # noqa: PLC0415  (only where there is an error to tell)
+
     found = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {shown.format(found[0])}?" if found else ""
 

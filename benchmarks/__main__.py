@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import machine, memory, report, rounds, sizes, sweep
+from . import imports, machine, memory, report, rounds, sizes, sweep
 from .contenders import CONTENDERS, Contender
-from .processes import Processes
-from .results import Results
+from .processes import Cores, Processes
+from .results import Results, read
 
 _SWEPT = 1_000_000
 
@@ -42,9 +42,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=_names(rounds.CONNECTIONS), help="1, 16, 64, 256, 1000")
     parser.add_argument("--rounds", type=int, help="how often each contender starts anew")
     parser.add_argument("--seconds", type=int, default=1, help="for each measurement")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the results as JSON")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the results, and those of other sections")
     parser.add_argument("--from", type=Path, metavar="FILE", dest="saved", help="show such results, measure nothing")
-    parser.add_argument("--write-docs", action="store_true", help="write docs/performance.rst and its plot")
+    parser.add_argument(
+        "--write-docs", action="store_true", help="write the document, its plot, and the README's table"
+    )
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
     arguments.connections = arguments.connections or ((rounds.USUAL,) if arguments.quick else rounds.CONNECTIONS)
@@ -68,6 +70,8 @@ def _contenders(wanted: Iterable[str], results: Results) -> list[Contender]:
 
 
 def _requests(processes: Processes, arguments: argparse.Namespace, results: Results) -> None:
+    results["left_out"] = []
+    results["rounds"], results["seconds"] = arguments.rounds, arguments.seconds
     plan = rounds.Plan(
         contenders=_contenders(arguments.only, results),
         modes=arguments.modes,
@@ -76,12 +80,14 @@ def _requests(processes: Processes, arguments: argparse.Namespace, results: Resu
         rounds=arguments.rounds,
         seconds=arguments.seconds,
     )
+    results["requests"] = []
     for one in _told(rounds.run(processes, plan)):
         results["requests"].append(one)
 
 
 def _sizes(processes: Processes, arguments: argparse.Namespace, results: Results) -> None:
     some = sizes.SIZES[2:3] if arguments.quick else sizes.SIZES
+    results["sizes"] = []
     for one in _told(sizes.run(processes, some, min(3, arguments.rounds), arguments.seconds)):
         results["sizes"].append(one)
 
@@ -106,25 +112,42 @@ def _sweep(processes: Processes, arguments: argparse.Namespace, results: Results
     results["sweep"] = sweep.run(processes, rows, times, arguments.seconds, wait)
 
 
-_SECTIONS = {"requests": _requests, "memory": _memory, "sweep": _sweep, "sizes": _sizes}
+def _imports(processes: Processes, arguments: argparse.Namespace, results: Results) -> None:
+    results["imports"] = list(imports.run(processes.cores, 5 if arguments.quick else imports.ROUNDS))
+
+
+_SECTIONS = {"requests": _requests, "memory": _memory, "sweep": _sweep, "sizes": _sizes, "imports": _imports}
+_WITHOUT_LOAD = {"memory", "imports"}
+
+
+def _begun(arguments: argparse.Namespace, cores: Cores) -> Results:
+    """Give empty results, or those that this run measures some sections of again."""
+    described = machine.describe(cores)
+    if arguments.save and arguments.save.exists() and len(arguments.sections) < len(_SECTIONS):
+        results = read(arguments.save)
+        results["again"].update(dict.fromkeys(arguments.sections, described))
+        return results
+    return Results(
+        machine=described,
+        again={},
+        left_out=[],
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        requests=[],
+        memory=[],
+        sweep=None,
+        sizes=[],
+        imports=[],
+    )
 
 
 def _measure(arguments: argparse.Namespace) -> Results:
-    if not shutil.which("wrk"):
+    if not shutil.which("wrk") and not _WITHOUT_LOAD.issuperset(arguments.sections):
         raise SystemExit("The load comes from wrk, which is not installed: apt-get install wrk")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with Processes() as processes:
-        results = Results(
-            machine=machine.describe(processes.cores),
-            left_out=[],
-            rounds=arguments.rounds,
-            seconds=arguments.seconds,
-            requests=[],
-            memory=[],
-            sweep=None,
-            sizes=[],
-        )
+        results = _begun(arguments, processes.cores)
         try:
             for name in arguments.sections:
                 _say(name)
@@ -138,7 +161,7 @@ def _measure(arguments: argparse.Namespace) -> Results:
 def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
-    results: Results = json.loads(arguments.saved.read_text()) if arguments.saved else _measure(arguments)
+    results: Results = read(arguments.saved) if arguments.saved else _measure(arguments)
     sys.stdout.write(f"{report.text(results)}\n")
     if arguments.write_docs:
         report.write_docs(results)

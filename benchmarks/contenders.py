@@ -53,10 +53,6 @@ class Contender:
     arguments: tuple[str, ...] = ()
     """What stands in the place of a server's URL."""
 
-    @property
-    def keeps_sessions(self) -> bool:
-        return self.app != _PLAIN and self.name != self.baseline
-
 
 _ALL = (
     Contender("nothing", _PLAIN, "nothing", arguments=("middleware",)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from . import ROOT, plot, targets
+from . import ROOT, imports, plot, targets
 from .contenders import CONTENDERS
 from .results import Case, Requests, Results, Spread, spread
 from .rounds import MANY, MODES, USUAL
@@ -16,6 +17,8 @@ from .rounds import MANY, MODES, USUAL
 _TEMPLATE = Path(__file__).parent / "performance.rst.in"
 _DOCUMENT = ROOT / "docs/performance.rst"
 _PLOT = ROOT / "docs/performance.svg"
+_README = ROOT / "README.rst"
+_SPEED = re.compile(r"(?<=^\.\. speed, written by make bench\n).*?(?=^\.\. end of speed$)", re.MULTILINE | re.DOTALL)
 _NONE = "Not measured in this run."
 _KIB = 1024
 _WIDE = 95
@@ -38,6 +41,8 @@ def _whole(spread: Spread) -> str:
 
 def _machine(results: Results) -> str:
     rows = [*results["machine"], ["rounds", f"{results['rounds']}, with {results['seconds']} s for each measurement"]]
+    for section, machine in results["again"].items():
+        rows += [[f"{section}:", f"{name} {text}"] for name, text in machine if [name, text] not in rows]
     return _table(
         ["what", "which"],
         # A row whose first cell is blank goes on with the one above.
@@ -140,6 +145,39 @@ def _sizes(results: Results) -> str:
     )
 
 
+def _imports(results: Results) -> str:
+    took: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for one in results["imports"]:
+        took[one["module"]][one["round"]] = one["milliseconds"]
+
+    def row(module: str, rounds: dict[int, float]) -> list[str]:
+        others = imports.MODULES[:2]
+        return [
+            f"import {module}",
+            _whole(spread(rounds.values())),
+            *(str(spread(time / took[other][number] for number, time in rounds.items())) for other in others),
+        ]
+
+    headers = ["program", "ms", *(f"times {module}" for module in imports.MODULES[:2])]
+    return _table(headers, (row(module, rounds) for module, rounds in took.items()))
+
+
+def _speed(results: Results) -> str:
+    """Give what the README tells."""
+    requests = Requests(results["requests"])
+
+    def row(name: str) -> list[str]:
+        cases = [Case(name, mode, USUAL, MANY) for mode in MODES]
+        shares = [f"{requests.share(case).median:.3f}" if case in requests else "-" for case in cases]
+        read = Case(name, "read", USUAL, MANY)
+        times = "/".join(f"{time:.1f}" for time in requests.milliseconds(read)) if read in requests else "-"
+        return [plot.title(name), *shares, times]
+
+    known = {case.contender for case in requests.cases()}
+    table = _table(["sessions of", *MODES, "read: p50/p99 ms"], (row(name) for name in plot.SHOWN if name in known))
+    return f"\n{table}\n\n"
+
+
 def _parts(results: Results) -> dict[str, str]:
     requests = Requests(results["requests"])
     left_out = "\n".join(f"- left out: {line}" for line in results["left_out"])
@@ -151,6 +189,7 @@ def _parts(results: Results) -> dict[str, str]:
         "memory": _memory(results),
         "sweep": _sweep(results),
         "sizes": _sizes(results),
+        "imports": _imports(results),
         "every_number": _every_number(requests),
         "usual": str(USUAL),
         "many": str(MANY),
@@ -165,6 +204,7 @@ _TITLES = {
     "targets": f"Targets, at {USUAL} connections and {MANY} sessions unless said otherwise",
     "memory": "memory://, by the number of sessions",
     "sweep": "Reads on MySQL while expired rows are swept",
+    "imports": "Importing",
     "sizes": f"Share by the size of the session, at {USUAL} connections",
 }
 
@@ -177,6 +217,7 @@ def text(results: Results) -> str:
 
 
 def write_docs(results: Results) -> None:
-    """Write the document and its plot."""
+    """Write the document, its plot, and the table of the README."""
     _DOCUMENT.write_text(_TEMPLATE.read_text().format(**_parts(results)))
+    _README.write_text(_SPEED.sub(_speed(results), _README.read_text()))
     _PLOT.write_text(plot.svg(Requests(results["requests"])))

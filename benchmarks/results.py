@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypedDict
+from pathlib import Path
+from typing import TypedDict, cast
 
 from .contenders import CONTENDERS
+from .imports import Imported
 from .memory import Cost
 from .rounds import Measured
 from .sizes import Sized
@@ -16,9 +19,11 @@ from .sweep import Sweep
 
 
 class Results(TypedDict):
-    """All of one run."""
+    """All of one run, with the sections that were measured again."""
 
     machine: list[list[str]]
+    again: dict[str, list[list[str]]]
+    """The sections that were measured by a later run, and on which machine."""
     left_out: list[str]
     rounds: int
     seconds: int
@@ -26,6 +31,12 @@ class Results(TypedDict):
     memory: list[Cost]
     sweep: Sweep | None
     sizes: list[Sized]
+    imports: list[Imported]
+
+
+def read(file: Path) -> Results:
+    """Give what was saved, also before there were all of the sections."""
+    return cast("Results", {"again": {}, "imports": [], **json.loads(file.read_text())})
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from aiohttp_store.middleware import RETRY_AFTER
 from aiohttp_store.storages.memory import MemoryStorage
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(aiohttp_store.__file__).parent  # which is installed where the tests are those of the sdist
 SECURITY = (ROOT / "docs/security.rst").read_text()
 
 
 def names_of_tests() -> set[str]:
     return {
         node.name
-        for path in [*(ROOT / "tests").glob("test_*.py"), ROOT / "aiohttp_store/testing/contract.py"]
+        for path in [*(ROOT / "tests").glob("test_*.py"), PACKAGE / "testing/contract.py"]
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     }
@@ -89,7 +90,7 @@ def test_the_changes_name_the_version() -> None:
 
 
 def test_no_source_imports_what_runs_stored_bytes() -> None:
-    for path in (ROOT / "aiohttp_store").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imported = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]

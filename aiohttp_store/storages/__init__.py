@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import ConfigError
@@ -86,6 +85,8 @@ def storage_from_url(text: str) -> Storage:
 
 
 def _from_installed(scheme: str) -> Any:
+    from importlib.metadata import entry_points  # noqa: PLC0415  (slow to import, and for others' schemes alone)
+
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if scheme not in offered:
         known = sorted({*SCHEMES, *offered})

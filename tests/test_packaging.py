@@ -1,0 +1,231 @@
+"""What is published: the sdist and the wheel, built from copies of the tracked files among strays."""
+
+from __future__ import annotations
+
+import ast
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import textwrap
+import venv
+import zipfile
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+import aiohttp_store
+from aiohttp_store import storages
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(aiohttp_store.__file__).parent
+ABOUT = f"aiohttp_store-{aiohttp_store.__version__}"
+STRAYS = (
+    *(".coverage", ".hypothesis/tmp", ".mypy_cache/x.json", ".venv/lib/x.py", "demo.db", "demo.db-wal", "notes.txt"),
+    *("aiohttp_store/__pycache__/url.cpython-311.pyc", "aiohttp_store/notes.txt", "build/lib/aiohttp_store/old.py"),
+    *("benchmarks/node_modules/redis/index.js", "benchmarks/package-lock.json", "benchmarks/results.json"),
+    *("dist/old.whl", "docs/_build/html/index.html", "examples/demo.db", "tests/__pycache__/app.cpython-311.pyc"),
+)
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a program that sees nothing of this run of pytest, or of the checkout."""
+    hidden = ("PYTHONPATH", "PYTEST_", "COV_", "COVERAGE_")
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={name: value for name, value in os.environ.items() if not name.startswith(hidden)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def tracked() -> set[str]:
+    """Give the files that git tracks; in an sdist, those that it was made of."""
+    if (ROOT / ".git").exists():
+        return set(run("git", "-c", "safe.directory=*", "ls-files", cwd=ROOT).splitlines())
+    sources = (ROOT / "aiohttp_store.egg-info/SOURCES.txt").read_text().splitlines()
+    return {name for name in sources if not name.startswith("aiohttp_store.egg-info/")}
+
+
+def place(name: str) -> Path:
+    """Give a tracked file; the package may be the installed one."""
+    return PACKAGE.parent / name if name.startswith("aiohttp_store/") else ROOT / name
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built."""
+
+    sdist: Path
+    wheel: Path
+
+    def unpack(self, folder: Path) -> Path:
+        with tarfile.open(self.sdist) as archive:
+            archive.extractall(folder, filter="data")
+        return folder / ABOUT
+
+    def metadata(self) -> Message:
+        with zipfile.ZipFile(self.wheel) as archive:
+            return email.message_from_bytes(archive.read(f"{ABOUT}.dist-info/METADATA"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    tree, dist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    for name in tracked():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(place(name), tree / name)
+    for name in STRAYS:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("stray")
+    # An environment of its own would need a network.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, cwd=tree)
+    return Built(next(dist.glob("*.tar.gz")), next(dist.glob("*.whl")))
+
+
+def make_environment(folder: Path, *wheels: Path) -> Path:
+    """Install wheels where all else that is installed here is seen as well, and give the interpreter."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin/python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet")
+    run(*pip, "install", "--no-deps", "--no-index", "--ignore-installed", *wheels, cwd=folder)
+    return python
+
+
+def test_an_index_would_take_both(built: Built) -> None:
+    assert run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", built.sdist, built.wheel, cwd=ROOT)
+
+
+def test_the_sdist_holds_what_git_tracks_and_the_wheel_the_package_alone(built: Built) -> None:
+    with tarfile.open(built.sdist) as archive:
+        names = {name.removeprefix(f"{ABOUT}/") for name in archive.getnames() if archive.getmember(name).isfile()}
+    made = {"PKG-INFO", "setup.cfg", *(name for name in names if name.startswith("aiohttp_store.egg-info/"))}
+    assert names == tracked() | made
+    about = ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")  # and no entry points
+    with zipfile.ZipFile(built.wheel) as wheel:
+        assert set(wheel.namelist()) == {
+            *(name for name in names if re.fullmatch(r"aiohttp_store/.*\.py|aiohttp_store/py\.typed", name)),
+            *(f"{ABOUT}.dist-info/{name}" for name in about),
+        }
+
+
+def test_the_metadata_tell_what_setup_py_and_the_package_know(built: Built) -> None:
+    metadata = built.metadata()
+    words = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.keyword)]
+    (extras,) = (word.value for word in words if word.arg == "extras_require")
+    assert isinstance(extras, ast.Dict)
+    assert metadata.get_all("Provides-Extra") == [ast.literal_eval(key) for key in extras.keys if key]
+    assert {*storages._EXTRAS.values(), "speedups", "all"} == set(metadata.get_all("Provides-Extra", []))
+    assert metadata["Version"] == aiohttp_store.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Description-Content-Type"] == "text/x-rst"
+    assert metadata.get_payload(decode=True) == (ROOT / "README.rst").read_bytes()
+    oldest = metadata["Requires-Python"].removeprefix(">=")
+    classifiers = metadata.get_all("Classifier", [])
+    assert "Typing :: Typed" in classifiers
+    assert oldest == next(line.rpartition(" ")[2] for line in classifiers if ":: 3." in line)
+    assert f'target-version = "py{oldest.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_version_stands_in_one_place() -> None:
+    version = re.compile(rf"(?<![\w.]){re.escape(aiohttp_store.__version__)}(?![\w.])")
+    others = {"CHANGES.rst", "docs/performance.rst", "docs/performance.svg"}  # the latter hold other numbers
+    texts = {name: place(name).read_bytes().decode(errors="ignore") for name in tracked() - others}
+    assert [name for name, text in texts.items() if version.search(text)] == ["aiohttp_store/__init__.py"]
+
+
+def test_the_tests_of_the_sdist_pass_against_the_installed_wheel(built: Built, tmp_path: Path) -> None:
+    tests = built.unpack(tmp_path)
+    shutil.rmtree(tests / "aiohttp_store")
+    python = make_environment(tmp_path / "environment", built.wheel)
+    said = run(python, "-c", "import aiohttp_store; print(aiohttp_store.__file__)", cwd=tests)
+    assert Path(said).is_relative_to(tmp_path / "environment")
+    some = ("tests/test_session.py", "tests/test_cookie.py", "tests/test_requests.py")
+    said = run(python, "-m", "pytest", "-q", "-pno:cacheprovider", *some, "-k", "memory or test_cookie", cwd=tests)
+    assert re.search(r"^\d{2,} passed", said, re.MULTILINE), said
+
+
+def test_type_checkers_see_the_types_of_the_installed_wheel(built: Built, tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "environment", built.wheel)
+    (tmp_path / "app.py").write_text(
+        "from aiohttp import web\nimport aiohttp_store\nreveal_type(aiohttp_store.setup(web.Application()))\n"
+    )
+    cache = ("--config-file", os.devnull, "--cache-dir", tmp_path / "cache")
+    said = run(python, "-m", "mypy", "--strict", *cache, tmp_path / "app.py", cwd=tmp_path)
+    assert 'Revealed type is "None"' in said
+
+
+def test_a_built_package_of_somebody_else_adds_a_scheme(built: Built, tmp_path: Path) -> None:
+    page, other = (ROOT / "docs/writing-a-storage.rst").read_text(), tmp_path / "other"
+    other.mkdir()
+    (block,) = re.findall(r"^\.\. code-block:: toml\n\n((?:    .*\n|\n)+)", page, re.MULTILINE)
+    (other / "pyproject.toml").write_text(textwrap.dedent(block))
+    (module,) = re.findall(r'py-modules = \["(\w+)"\]', block)
+    source = (ROOT / "examples/postgresql_storage.py").read_text()
+    (other / f"{module}.py").write_text(source.replace("aiohttp_store.register(", "(lambda *_: None)("))
+    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, cwd=other)
+    python = make_environment(tmp_path / "environment", built.wheel, *tmp_path.glob("*.whl"))
+    program = (
+        "import sys\nfrom aiohttp_store.storages import storage_from_url\n"
+        f"assert {module!r} not in sys.modules\n"
+        "print(type(storage_from_url('postgresql://localhost/shop')).__module__)"
+    )
+    assert run(python, "-c", program, cwd=tmp_path).strip() == module
+
+
+def test_importing_the_package_imports_no_driver_and_little_else() -> None:
+    program = (
+        "import sys, aiohttp.web; before = set(sys.modules); import aiohttp_store; print(*set(sys.modules) - before)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environment).stdout
+    imported = set(said.decode().split())
+    ours = {name for name in imported if name.partition(".")[0] == "aiohttp_store"}
+    assert not {name for name in ours if re.search(r"compat|testing|client_side|storages\.(?!memory)", name)}
+    # orjson at once, since whether it is there decides how every session is written
+    assert imported - ours <= {"dataclasses", "hmac", "secrets", "orjson", "orjson.orjson"}
+
+
+def files_of(guide: str) -> list[str]:
+    return re.findall(r"^``([\w/]+\.py)``  ", guide, re.MULTILINE)
+
+
+def imported_by(name: str) -> set[str]:
+    """Give the files that one imports when it is itself imported."""
+    found = set()
+    for node in ast.parse((PACKAGE / name).read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = (PACKAGE / name).parents[node.level - 1]
+            for module in [node.module] if node.module else [alias.name for alias in node.names]:
+                path = folder.joinpath(*module.split("."))
+                path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                found.add(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_the_guide_names_each_file_and_each_imports_only_what_stands_above_it() -> None:
+    order = files_of((ROOT / "CONTRIBUTING.rst").read_text())
+    assert sorted(order) == sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+    for place_of, name in enumerate(order):
+        below = imported_by(name) - set(order[:place_of])
+        assert not {other for other in below if not (name.startswith("compat/") and other.startswith("compat/"))}, name
+
+
+def test_what_runs_before_a_commit_is_make_lint() -> None:
+    (recipe,) = re.findall(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    hooks = re.findall(r"^ +entry: (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
+    assert hooks == recipe.replace("$(BIN)", ".venv/bin").replace("\t", "").splitlines()
+    assert run(sys.executable, "-m", "pre_commit", "validate-config", ".pre-commit-config.yaml", cwd=ROOT) == ""
