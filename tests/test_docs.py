@@ -7,18 +7,25 @@ import base64
 import math
 import os
 import re
+import typing
+from dataclasses import fields
 from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
 
 import aiohttp_store
-from aiohttp_store import Cookie
+from aiohttp_store import Cookie, StorageURL, client_side
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MIN_SECRET
 from aiohttp_store.manager import Manager
+from aiohttp_store.storages import _EXTRAS, SCHEMES, memcached, memory, mongodb, mysql, redis, sqlite
 from aiohttp_store.storages.memory import MemoryStorage
 
 ROOT = Path(__file__).parent.parent
 SECURITY = (ROOT / "docs/security.rst").read_text()
+STORAGES = (ROOT / "docs/storages.rst").read_text()
 
 
 def names_of_tests() -> set[str]:
@@ -93,3 +100,94 @@ def test_no_source_imports_what_runs_stored_bytes() -> None:
                     "sqlite.py",
                     "sweeping.py",
                 }, path
+
+
+# The page on storages.
+
+OPTIONS: dict[str, tuple[type[Any], ...]] = {
+    "storage-memory": (memory.Options,),
+    "storage-sqlite": (sqlite.Options,),
+    "storage-cookie": (client_side.Options,),
+    "storage-redis": (redis.TCPOptions, redis.UnixOptions),
+    "storage-redis-sentinel": (redis.SentinelOptions,),
+    "storage-redis-cluster": (redis.Options,),
+    "storage-memcached": (memcached.Options,),
+    "storage-mongodb": (mongodb.Options,),
+    "storage-mysql": (mysql.Options,),
+}
+KINDS = {bool: {"true/false"}, int: {"whole number"}, float: {"seconds"}, str: {"text", "path"}}
+HEADINGS = ["URL", "Parameters", "What it guarantees", "What it cannot", "What to set on the server", "In Python"]
+
+
+class Row(NamedTuple):
+    kind: str
+    default: str
+    meaning: str
+
+
+def section(label: str) -> str:
+    return STORAGES.partition(f"\n.. _{label}:\n")[2].partition("\n.. _")[0]
+
+
+def rows_of(text: str) -> dict[str, Row]:
+    kinds = "|".join(set().union(*KINDS.values()))
+    rows = re.findall(rf"^``(\w+)``  +({kinds})  +(\S.*?)  +(\S.*)$", text, re.MULTILINE)
+    named = {name: Row(*cells) for name, *cells in rows}
+    assert len(named) == len(rows)
+    return named
+
+
+def documented(label: str) -> dict[str, Row]:
+    """Give the parameters that a section names, in its own table and in those that it refers to."""
+    text = section(label).partition("\nParameters\n")[2].partition("\nWhat it guarantees\n")[0]
+    rows = rows_of(text)
+    for other in re.findall(r":ref:`(?:[^<`]+<)?([a-z-]+)>?`", text):
+        for name, row in rows_of(section(other)).items():
+            only = re.search(r"of ``(.+?://)`` only", row.meaning)
+            if only is None or only[1] in section(label):
+                rows[name] = row
+    return rows
+
+
+@pytest.mark.parametrize("label", OPTIONS)
+def test_the_documented_parameters_of_a_storage_are_the_codes(label: str) -> None:
+    rows = documented(label)
+    assert set(rows) == {option.name for declared in OPTIONS[label] for option in fields(declared)}
+    for declared in OPTIONS[label]:
+        hints = typing.get_type_hints(declared)
+        for option in fields(declared):
+            row = rows[option.name]
+            (kind,) = {*(typing.get_args(hints[option.name]) or (hints[option.name],))} - {NoneType}
+            assert row.kind in KINDS[kind], option.name
+            assert (row.default == "none") is (option.default is None), option.name
+        given = {option.name: rows[option.name].default.strip("`") for option in fields(declared)}
+        query = urlencode({name: default for name, default in given.items() if default != "none"})
+        assert StorageURL.parse(f"any://?{query}").options(declared) == declared()
+
+
+def test_the_sections_on_storages_have_the_same_headings_in_the_same_order() -> None:
+    assert re.findall(r"\.\. _(storage-[a-z-]+):", STORAGES) == [*OPTIONS]
+    for label in OPTIONS:
+        headings = re.findall(r"^(.+)\n-+$", section(label), re.MULTILINE)
+        assert headings == [heading for heading in HEADINGS if heading in headings], label
+        assert {"URL", "Parameters", "What it guarantees", "What it cannot"} <= {*headings}, label
+
+
+def test_the_page_names_every_scheme_with_its_driver_and_extra() -> None:
+    table = STORAGES.partition(".. list-table::")[2].partition("\n*Restart*")[0]
+    schemes = set()
+    for row in re.split(r"\n   \* - ", table)[2:]:
+        storage, *_, driver, extra = (cell.strip() for cell in re.split(r"\n     - ", row))
+        schemes |= {*re.findall(r"([a-z+]+)://", storage)}
+        assert extra.strip("`") == _EXTRAS.get(driver, "none")
+    assert schemes == {*SCHEMES}
+
+
+def test_what_mongodbs_driver_is_told_is_documented() -> None:
+    table = section("storage-mongodb").partition("parameter of MongoDB")[2].partition("\n- ")[0]
+    told = {name: value.strip("`") for name, value in re.findall(r"^``(\w+)``  +(\S+)", table, re.MULTILINE)}
+    options = mongodb.Options(timeout=7)
+    settings = {
+        name: "timeout" if value == 7000 else str(value) for name, value in mongodb._settings({}, options).items()
+    }
+    assert told == {name: value.replace("True", "true") for name, value in settings.items()}
