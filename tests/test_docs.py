@@ -7,6 +7,7 @@ import base64
 import math
 import os
 import re
+import textwrap
 import typing
 from dataclasses import fields
 from pathlib import Path
@@ -15,13 +16,17 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+from aiohttp.pytest_plugin import AiohttpClient
 
 import aiohttp_store
 from aiohttp_store import Cookie, StorageURL, client_side
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MIN_SECRET
 from aiohttp_store.manager import Manager
+from aiohttp_store.middleware import _KEEPER
 from aiohttp_store.storages import _EXTRAS, SCHEMES, memcached, memory, mongodb, mysql, redis, sqlite
 from aiohttp_store.storages.memory import MemoryStorage
+
+from .conftest import Servers
 
 ROOT = Path(__file__).parent.parent
 SECURITY = (ROOT / "docs/security.rst").read_text()
@@ -64,6 +69,28 @@ def test_the_documented_defaults_are_the_codes() -> None:
     assert documented["longest time that a browser keeps a cookie"] == f"{MAX_AGE} seconds"
     default = Cookie().header("…", secure=True, max_age=None)
     assert documented["cookie"] == f"``{default}`` (on https)"
+
+
+async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aiohttp_client: AiohttpClient) -> None:
+    (block,) = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", SECURITY, re.MULTILINE)
+    made: dict[str, Any] = {}
+    exec(textwrap.dedent(block).replace("redis://localhost:6379/0", servers.url("redis")), made)
+    manager = made["app"][_KEEPER]
+    assert (manager._idle_timeout, manager._lifetime) == (15 * 60, 12 * 3600)
+    client = await aiohttp_client(made["app"])
+    async with client.post("/login", data={"user": "ann", "password": "wröng"}) as response:
+        assert response.status == 403
+    form = {"user": "ann", "password": "correct horse"}
+    async with client.post("/login", data=form, allow_redirects=False) as response:
+        cookie, _, attributes = response.headers["Set-Cookie"].partition("; ")
+    assert re.fullmatch(r"__Host-session=[\w-]{43}\.[\w-]+", cookie)
+    assert attributes == "Path=/; Secure; HttpOnly; SameSite=Strict"
+    async with client.get("/account", headers={"Cookie": cookie}) as response:
+        assert await response.json() == {"user": "ann"}
+    async with client.post("/logout", headers={"Cookie": cookie}, allow_redirects=False) as response:
+        assert response.headers["Set-Cookie"].startswith("__Host-session=; Path=/; Max-Age=0")
+    async with client.get("/account", headers={"Cookie": cookie}) as response:
+        assert response.status == 403
 
 
 async def test_ids_have_256_bits_from_the_systems_random_source(monkeypatch: pytest.MonkeyPatch) -> None:
