@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import ssl
@@ -439,15 +440,15 @@ def blocks_of(page: str) -> str:
     return "\n".join(re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in blocks)
 
 
-def examples_of(page: str) -> dict[str, Any]:
-    names: dict[str, Any] = {}
-    exec(compile(blocks_of(page), page, "exec"), names)
-    return {name: found for name, found in names.items() if name.startswith("test_")}
-
-
-@pytest.mark.parametrize("name", re.findall(r"def (test_\w+)", blocks_of("testing.rst")))
-async def test_each_example_of_the_page_runs(name: str) -> None:
-    await examples_of("testing.rst")[name]()
+def test_the_examples_of_the_page_pass_as_one_file(tmp_path: Path) -> None:
+    page = (ROOT / "docs/testing.rst").read_text()
+    (settings,) = re.findall(r"^    (\[pytest\]\n(?:    .+\n)+)", page, re.MULTILINE)
+    (tmp_path / "pytest.ini").write_text(re.sub(r"^    ", "", settings, flags=re.MULTILINE))
+    (tmp_path / "test_shop.py").write_text(blocks_of("testing.rst"))
+    run = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert f"\n{page.count(' def test_')} passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_pages_name_everything() -> None:
@@ -457,6 +458,7 @@ def test_the_pages_name_everything() -> None:
 
 def test_the_examples_of_the_page_on_types_are_among_what_mypy_checks() -> None:
     checked = (ROOT / "tests/typing_checks.py").read_text()
-    examples = re.split(r"\n{3,}", blocks_of("typing.rst").strip())
+    imports, *examples = re.split(r"\n{3,}", blocks_of("typing.rst").strip())
+    assert imports.startswith("from ")
     assert len(examples) > 4
     assert [one for one in examples if re.sub(r"  # .*", "", one) not in re.sub(r"  # .*", "", checked)] == []
