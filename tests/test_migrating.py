@@ -693,7 +693,8 @@ def test_sentinels_and_sockets_take_over_as_well() -> None:
 
 def test_the_guides_set_up_is_one() -> None:
     page = (Path(__file__).parent.parent / "docs/migrating.rst").read_text()
-    (example,) = re.findall(r"\n   \.\. code-block:: python\n\n((?: {7}.*\n|\n)+)", page)
+    move = page.partition("\nMove the app\n")[2].partition("\nWhat is preserved\n")[0]
+    (example,) = re.findall(r"^\.\. code-block:: python\n\n((?: {4}.*\n|\n)+)", move, re.MULTILINE)
     told: dict[str, Any] = {}
     exec(textwrap.dedent(example), told)
     manager = told["app"][_KEEPER]
