@@ -25,5 +25,7 @@ autodoc_typehints_description_target = "documented"
 
 html_theme = "furo"
 html_title = "aiohttp_store"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_sourcelink = False
 html_copy_source = False

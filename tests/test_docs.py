@@ -65,7 +65,7 @@ def test_the_documented_defaults_are_the_codes() -> None:
     assert documented["``idle_timeout``"] == f"{manager._idle_timeout:.0f} seconds"
     assert documented["``lifetime``"] == ("none" if manager._lifetime == math.inf else manager._lifetime)
     assert documented["least bytes of a secret"] == str(MIN_SECRET)
-    assert documented["well-formed cookies of our name that one request"] == str(MAX_LOOKED_AT)
+    assert documented["cookies of our name that are tried in one request"] == str(MAX_LOOKED_AT)
     assert documented["longest time that a browser keeps a cookie"] == f"{MAX_AGE} seconds"
     default = Cookie().header("…", secure=True, max_age=None)
     assert documented["cookie"] == f"``{default}`` (on https)"
