@@ -27,6 +27,8 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = "aiohttp_store"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_sourcelink = False
 html_copy_source = False
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 import time
 import types
 import uuid
@@ -1020,6 +1021,9 @@ def run(code: str) -> str:
 
 
 BLOCK = "import sys\nfor name in ('cryptography', 'nacl', 'redis', 'aiomcache'): sys.modules[name] = None\n"
+DROP_IN = textwrap.dedent(
+    re.findall(r"^    from aiohttp_store.compat import .+\n\n    .+\n", GUIDE.read_text(), re.MULTILINE)[0]
+)
 TRY = "try: {}\nexcept {} as error: print(error)\n"
 
 
@@ -1042,6 +1046,7 @@ TRY = "try: {}\nexcept {} as error: print(error)\n"
             + TRY.format("import aiohttp_session.nothing", "ModuleNotFoundError"),
             "True True 1 aiohttp_store.compat.cookie_storage True\nNo module named 'aiohttp_session.nothing'",
         ),
+        (DROP_IN + "import aiohttp_session\nprint(aiohttp_session.setup.__module__)", "aiohttp_store.compat.web"),
         (BLOCK + "from aiohttp_store import compat\n"
          + TRY.format("compat.EncryptedCookieStorage", "ImportError")
          + TRY.format("compat.NaClCookieStorage", "ImportError")

@@ -8,24 +8,35 @@ import json
 import math
 import os
 import re
+import textwrap
+import typing
+from dataclasses import fields
 from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
+from aiohttp.pytest_plugin import AiohttpClient
 
 import aiohttp_store
-from aiohttp_store import Cookie, Storage
+from aiohttp_store import Cookie, Storage, StorageURL, client_side
 from aiohttp_store.codec import MAX_DEPTH
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE, MIN_SECRET
 from aiohttp_store.keeper import IDLE_TIMEOUT, PROLONG_AFTER
 from aiohttp_store.log import SELDOM
 from aiohttp_store.manager import Manager
 from aiohttp_store.merge import merge
-from aiohttp_store.middleware import RETRY_AFTER
+from aiohttp_store.middleware import _KEEPER, RETRY_AFTER
+from aiohttp_store.storages import _EXTRAS, SCHEMES, memcached, memory, mongodb, mysql, redis, sqlite
 from aiohttp_store.storages.memory import MemoryStorage
+
+from .conftest import Servers
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(aiohttp_store.__file__).parent  # which is installed where the tests are those of the sdist
 SECURITY = (ROOT / "docs/security.rst").read_text()
+STORAGES = (ROOT / "docs/storages.rst").read_text()
 
 
 def names_of_tests() -> set[str]:
@@ -60,10 +71,32 @@ def test_the_documented_defaults_are_the_codes() -> None:
     assert documented["``idle_timeout``"] == f"{manager._idle_timeout:.0f} seconds"
     assert documented["``lifetime``"] == ("none" if manager._lifetime == math.inf else manager._lifetime)
     assert documented["least bytes of a secret"] == str(MIN_SECRET)
-    assert documented["well-formed cookies of our name that one request"] == str(MAX_LOOKED_AT)
+    assert documented["cookies of our name that are tried in one request"] == str(MAX_LOOKED_AT)
     assert documented["longest time that a browser keeps a cookie"] == f"{MAX_AGE} seconds"
     default = Cookie().header("…", secure=True, max_age=None)
     assert documented["cookie"] == f"``{default}`` (on https)"
+
+
+async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aiohttp_client: AiohttpClient) -> None:
+    (block,) = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", SECURITY, re.MULTILINE)
+    made: dict[str, Any] = {}
+    exec(textwrap.dedent(block).replace("redis://localhost:6379/0", servers.url("redis")), made)
+    manager = made["app"][_KEEPER]
+    assert (manager._idle_timeout, manager._lifetime) == (15 * 60, 12 * 3600)
+    client = await aiohttp_client(made["app"])
+    async with client.post("/login", data={"user": "ann", "password": "wröng"}) as response:
+        assert response.status == 403
+    form = {"user": "ann", "password": "correct horse"}
+    async with client.post("/login", data=form, allow_redirects=False) as response:
+        cookie, _, attributes = response.headers["Set-Cookie"].partition("; ")
+    assert re.fullmatch(r"__Host-session=[\w-]{43}\.[\w-]+", cookie)
+    assert attributes == "Path=/; Secure; HttpOnly; SameSite=Strict"
+    async with client.get("/account", headers={"Cookie": cookie}) as response:
+        assert await response.json() == {"user": "ann"}
+    async with client.post("/logout", headers={"Cookie": cookie}, allow_redirects=False) as response:
+        assert response.headers["Set-Cookie"].startswith("__Host-session=; Path=/; Max-Age=0")
+    async with client.get("/account", headers={"Cookie": cookie}) as response:
+        assert response.status == 403
 
 
 async def test_ids_have_256_bits_from_the_systems_random_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +157,7 @@ def test_each_row_of_the_merge_table_is_what_comes_of_it() -> None:
 def logged() -> dict[str, tuple[str, str]]:
     """Give what the package logs, apart from single storages and aiohttp-session's: at which level, and how often."""
     found = {}
-    for path in (ROOT / "aiohttp_store").glob("*.py"):
+    for path in PACKAGE.glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         named = {
             target.id: node.value
@@ -181,3 +214,96 @@ def test_the_log_table_names_each_warning_with_its_level_and_how_often_it_comes(
 def test_the_numbers_in_the_pages_are_the_codes(page: str, said: str, value: float, meant: float) -> None:
     assert said in page
     assert value == meant
+
+
+# The page on storages.
+
+OPTIONS: dict[str, tuple[type[Any], ...]] = {
+    "storage-memory": (memory.Options,),
+    "storage-sqlite": (sqlite.Options,),
+    "storage-cookie": (client_side.Options,),
+    "storage-redis": (redis.TCPOptions, redis.UnixOptions),
+    "storage-redis-sentinel": (redis.SentinelOptions,),
+    "storage-redis-cluster": (redis.Options,),
+    "storage-memcached": (memcached.Options,),
+    "storage-mongodb": (mongodb.Options,),
+    "storage-mysql": (mysql.Options,),
+}
+KINDS = {bool: {"true/false"}, int: {"whole number"}, float: {"seconds"}, str: {"text", "path"}}
+HEADINGS = ["URL", "Parameters", "What it guarantees", "What it cannot", "What to set on the server", "In Python"]
+
+
+class Row(NamedTuple):
+    kind: str
+    default: str
+    meaning: str
+
+
+def section(label: str) -> str:
+    return STORAGES.partition(f"\n.. _{label}:\n")[2].partition("\n.. _")[0]
+
+
+def rows_of(text: str) -> dict[str, Row]:
+    kinds = "|".join(set().union(*KINDS.values()))
+    rows = re.findall(rf"^``(\w+)``  +({kinds})  +(\S.*?)  +(\S.*)$", text, re.MULTILINE)
+    named = {name: Row(*cells) for name, *cells in rows}
+    assert len(named) == len(rows)
+    return named
+
+
+def documented(label: str) -> dict[str, Row]:
+    """Give the parameters that a section names, in its own table and in those that it refers to."""
+    text = section(label).partition("\nParameters\n")[2].partition("\nWhat it guarantees\n")[0]
+    rows = rows_of(text)
+    for other in re.findall(r":ref:`(?:[^<`]+<)?([a-z-]+)>?`", text):
+        for name, row in rows_of(section(other)).items():
+            only = re.search(r"of ``(.+?://)`` only", row.meaning)
+            if only is None or only[1] in section(label):
+                rows[name] = row
+    return rows
+
+
+@pytest.mark.parametrize("label", OPTIONS)
+def test_the_documented_parameters_of_a_storage_are_the_codes(label: str) -> None:
+    rows = documented(label)
+    assert set(rows) == {option.name for declared in OPTIONS[label] for option in fields(declared)}
+    for declared in OPTIONS[label]:
+        hints = typing.get_type_hints(declared)
+        for option in fields(declared):
+            row = rows[option.name]
+            (kind,) = {*(typing.get_args(hints[option.name]) or (hints[option.name],))} - {NoneType}
+            assert row.kind in KINDS[kind], option.name
+            assert (row.default == "none") is (option.default is None), option.name
+        given = {option.name: rows[option.name].default.strip("`") for option in fields(declared)}
+        query = urlencode({name: default for name, default in given.items() if default != "none"})
+        assert StorageURL.parse(f"any://?{query}").options(declared) == declared()
+
+
+def test_the_sections_on_storages_have_the_same_headings_in_the_same_order() -> None:
+    assert re.findall(r"\.\. _(storage-[a-z-]+):", STORAGES) == [*OPTIONS]
+    for label in OPTIONS:
+        headings = re.findall(r"^(.+)\n-+$", section(label), re.MULTILINE)
+        assert headings == [heading for heading in HEADINGS if heading in headings], label
+        assert {"URL", "Parameters", "What it guarantees", "What it cannot"} <= {*headings}, label
+
+
+def test_the_page_names_every_scheme_with_its_driver_and_extra() -> None:
+    table = STORAGES.partition(".. list-table::")[2].partition("\n- *Restart*")[0]
+    schemes = set()
+    for row in re.split(r"\n   \* - ", table)[2:]:
+        storage, *_, needed = (cell.strip() for cell in re.split(r"\n     - ", row))
+        schemes |= {*re.findall(r"([a-z+]+)://", storage)}
+        extra, _, drivers = needed.partition(": ")
+        assert needed == "none" or {_EXTRAS[name] for name in drivers.split(" or ")} == {extra.strip("`")}
+    ours = {scheme for scheme, target in SCHEMES.items() if str(target).startswith("aiohttp_store.")}
+    assert schemes == ours  # and not those that a test has registered
+
+
+def test_what_mongodbs_driver_is_told_is_documented() -> None:
+    table = section("storage-mongodb").partition("parameter of MongoDB")[2].partition("\n- ")[0]
+    told = {name: value.strip("`") for name, value in re.findall(r"^``(\w+)``  +(\S+)", table, re.MULTILINE)}
+    options = mongodb.Options(timeout=7)
+    settings = {
+        name: "timeout" if value == 7000 else str(value) for name, value in mongodb._settings({}, options).items()
+    }
+    assert told == {name: value.replace("True", "true") for name, value in settings.items()}

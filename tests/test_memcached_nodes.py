@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import re
 import socket
 import time
 from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +30,8 @@ from aiohttp_store import (
 )
 from aiohttp_store.batching import ShardedBatcher
 from aiohttp_store.cookie import key_of_id
-from aiohttp_store.former import FormerOptions
 from aiohttp_store.storages import storage_from_url
-from aiohttp_store.storages.memcached import MemcachedNodes, MemcachedStorage, Options
-from aiohttp_store.url import TLSOptions
+from aiohttp_store.storages.memcached import MemcachedNodes, MemcachedStorage
 
 from .conftest import PATIENCE, Client, Serve
 from .law import create, data_of, load, save
@@ -121,18 +117,6 @@ def test_a_url_of_nodes_that_cannot_work_is_refused(url: str, complaint: str) ->
 def test_no_nodes_at_all_are_refused() -> None:
     with pytest.raises(ConfigError, match="none; name at least one"):
         MemcachedNodes([])
-
-
-def test_the_documented_parameters_are_the_codes() -> None:
-    page = (Path(__file__).parent.parent / "docs/storages.rst").read_text().partition("\n``memcached://``\n")[2]
-    rows = re.findall(r"^``(\w+)`` +(\w+) +(\S+)", page.partition("What it guarantees")[0], re.MULTILINE)
-    assert [name for name, *_ in rows] == ["prefix", "timeout", "pool_size", *(f.name for f in fields(TLSOptions))]
-    known = {option.name: option for option in fields(Options)}
-    assert len(rows) == len(known) - len(fields(FormerOptions))  # which have a table of their own
-    for name, kind, default in rows:
-        assert str(known[name].type).removesuffix(" | None") == kind
-        if known[name].default is not None:
-            assert str(known[name].default).lower() == default.strip("`")
 
 
 # The nodes themselves

@@ -104,15 +104,6 @@ async def test_the_sweep_runs_by_itself_and_in_one_process_at_a_time(
 # The page about it
 
 
-def test_the_excerpts_on_the_page_are_the_files() -> None:
-    code = "".join(path.read_text() for path in (EXAMPLE, Path(__file__)))
-    depths = [re.sub(rf"^ {{{depth}}}", "", code, flags=re.MULTILINE) for depth in (0, 4, 8, 12, 16, 20)]
-    excerpts = [block.code.strip() for block in blocks(PAGE, "python")]
-    assert len(excerpts) > 10
-    for excerpt in excerpts:
-        assert any(f"\n{excerpt}\n" in at_depth for at_depth in depths), excerpt
-
-
 def test_the_page_tells_what_an_author_gives_and_the_defaults() -> None:
     table = PAGE.read_text().partition("what you give  ")[2].partition("What cannot be tested")[0]
     rows = dict(re.findall(r"^``(\w+)`` +(.+?)  ", table, re.MULTILINE))

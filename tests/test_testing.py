@@ -438,6 +438,7 @@ def test_the_pages_name_everything() -> None:
 
 def test_the_examples_of_the_page_on_types_are_among_what_mypy_checks() -> None:
     checked = (ROOT / "tests/typing_checks.py").read_text()
-    examples = re.split(r"\n{3,}", python_of(PAGES["docs/typing.rst"]).strip())
+    imports, *examples = re.split(r"\n{3,}", python_of(PAGES["docs/typing.rst"]).strip())
+    assert imports.startswith("from ")
     assert len(examples) > 4
     assert [one for one in examples if re.sub(r"  # .*", "", one) not in re.sub(r"  # .*", "", checked)] == []
