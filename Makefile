@@ -4,6 +4,7 @@
 # make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
 # make chaos   break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make docs    build the documents into docs/_build/html
+# make screenshot  take the README's picture of the demo, docs/demo.png
 # make servers install the servers that the tests need and that are missing
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ URL ?= sqlite:///demo.db
 PORT ?= 8080
 WORKERS ?= 3
 
-.PHONY: demo test lint docs bench chaos servers clean
+.PHONY: demo test lint docs bench chaos screenshot servers clean
 
 demo: .venv/installed
 	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -34,6 +35,9 @@ bench: .venv-bench/installed servers
 
 chaos: .venv/developer servers
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+screenshot: .venv/developer servers
+	$(BIN)/python -m tests.browser docs/demo.png
 
 servers: .venv/developer
 	sh tests/install-servers

@@ -31,7 +31,7 @@ STYLE = """
   h1, h2, p, ul { margin: 0; } h1, h2 { line-height: 1.25; overflow-wrap: anywhere; }
   h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; } label { gap: .25rem; }
   header p, footer { color: var(--soft); } footer { margin-top: 1.5rem; }
-  .visits { text-align: right; } .visits strong { display: block; font-size: 2rem; line-height: 1.1; color: var(--ink); }
+  .visits { text-align: right; } .visits strong { display: block; font-size: 2rem; line-height: 1; color: var(--ink); }
   ul { list-style: none; padding: 0; font-variant-numeric: tabular-nums; }
   li { padding: .5rem 0; border-bottom: 1px solid var(--line); }
   .goods { grid-template-columns: 1fr 1fr; gap: .75rem; }
@@ -46,7 +46,7 @@ PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{greeting} – aiohttp_store demo</title>
+<title>{greeting} - aiohttp_store demo</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
 <header>

@@ -18,7 +18,6 @@ import aiohttp_store
 from aiohttp_store import Session
 
 from .browser import add, log_in, started_on, visitor
-from .conftest import Servers, new_url
 from .test_examples import running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
