@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import struct
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,7 +15,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from .browser import add, log_in, visitor
-from .test_examples import running
+from .test_examples import ROOT, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -181,3 +185,19 @@ async def test_texts_and_borders_stand_out_from_what_is_behind_them(
             if await page.get_by_label("Name").count():
                 await log_in(page, "Ann")
                 await add(page, "Tea", 1)
+
+
+async def test_the_picture_in_the_documents_is_what_its_command_takes(tmp_path: Path) -> None:
+    taken = tmp_path / "demo.png"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.browser", str(taken), cwd=ROOT)
+    assert await process.wait() == 0
+    kept = ROOT / "docs/demo.png"
+    assert size_of(kept) == size_of(taken)
+    assert kept.stat().st_size < 100_000
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    """Give width and height, which stand at the beginning of a PNG; the pixels depend on the fonts of the machine."""
+    signature, width, height = struct.unpack(">8s8xII", picture.read_bytes()[:24])
+    assert signature == b"\x89PNG\r\n\x1a\n"
+    return width, height
