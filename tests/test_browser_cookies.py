@@ -271,4 +271,5 @@ async def test_a_secure_cookie_works_on_plain_http_to_this_machine(
     async with Shop(Cookie(name=name, secure=True)).served(tls) as address, visitor(browser) as ann:
         page = await ann.new_page()
         await page.goto(address(host, "/shop/login", "http", user="ann"))
+        assert [cookie["secure"] for cookie in await ann.cookies()] == [True]
         assert await text_of(page, address(host, "/shop/see", "http")) == "ann"
