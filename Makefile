@@ -1,11 +1,13 @@
-# make demo    serve the example app, on URL=sqlite:///demo.db or the one given
-# make test    run every test on real servers, with branch coverage, in WORKERS=3 processes, each with servers of its own
-# make lint    ruff, ruff format, mypy --strict
-# make bench   measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
-# make chaos   break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
-# make docs    build the documents into docs/_build/html
-# make package build sdist and wheel into dist/, and run every test of the sdist against the installed wheel (ARGS: pytest's)
-# make servers install the servers that the tests need and that are missing
+# make demo       serve the example app, on URL=sqlite:///demo.db or the one given
+# make test       run every test on real servers, with branch coverage, in WORKERS=3 processes, each with servers of its own
+# make lint       ruff, ruff format, mypy --strict
+# make docs       build the documents into docs/_build/html
+# make package    build sdist and wheel into dist/, and run the tests of the sdist against the installed wheel
+# make bench      measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
+# make chaos      break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
+# make screenshot take the picture of the demo, docs/demo.png
+# make servers    install the servers that the tests need and that are missing
+# make clean      remove all that the other targets made
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +15,7 @@ URL ?= sqlite:///demo.db
 PORT ?= 8080
 WORKERS ?= 3
 
-.PHONY: demo test lint docs bench chaos package servers clean
+.PHONY: demo test lint docs package bench chaos screenshot servers clean
 
 demo: .venv/installed
 	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -49,6 +51,9 @@ package: .venv/developer
 	touch "$$folder/.venv/installed"; \
 	$(MAKE) -C "$$folder" servers; \
 	cd "$$folder"; .venv/bin/pytest --numprocesses $(WORKERS) $(ARGS)
+
+screenshot: .venv/developer servers
+	$(BIN)/python -m tests.browser docs/demo.png
 
 servers: .venv/developer
 	sh tests/install-servers

@@ -12,42 +12,63 @@ from aiohttp import web
 import aiohttp_store
 
 GOODS = ("Tea", "Milk", "Sugar", "Lemon")
+STORAGE = web.AppKey("storage", str)
+
+STYLE = """
+  :root { color-scheme: light dark; --ink: #1c2733; --soft: #536273; --paper: #f3f5f8; --card: #fff; --line: #d7dee6;
+          --field: #7b8794; --act: #0b5cad; --on-act: #fff; }
+  @media (prefers-color-scheme: dark) {
+    :root { --ink: #e8edf2; --soft: #a3b1bf; --paper: #10161d; --card: #19222c; --line: #2e3a46;
+            --field: #75838f; --act: #7cbcf8; --on-act: #0b1824; }
+  }
+  * { box-sizing: border-box; }
+  body { font: 1rem/1.5 system-ui, "DejaVu Sans", sans-serif; color: var(--ink); background: var(--paper);
+         margin: 0 auto; padding: clamp(1rem, 4vw, 2.5rem); max-width: 56rem; }
+  header, main, section, form, label { display: grid; gap: 1rem; align-content: start; }
+  header { grid-template-columns: 1fr auto; align-items: center; margin-bottom: 1.5rem; }
+  main { grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
+  section { background: var(--card); border: 1px solid var(--line); border-radius: 1rem; padding: 1.25rem; }
+  h1, h2, p, ul { margin: 0; } h1, h2 { line-height: 1.25; overflow-wrap: anywhere; }
+  h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; } label { gap: .25rem; }
+  header p, footer { color: var(--soft); } footer { margin-top: 1.5rem; }
+  .visits { text-align: right; } .visits strong { display: block; font-size: 2rem; line-height: 1; color: var(--ink); }
+  ul { list-style: none; padding: 0; font-variant-numeric: tabular-nums; }
+  li { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .goods { grid-template-columns: 1fr 1fr; gap: .75rem; }
+  button, input { font: inherit; color: inherit; background: none; border: 1px solid var(--field);
+                  border-radius: .5rem; padding: .5rem .75rem; min-height: 2.75rem; width: 100%; }
+  button { color: var(--act); border-color: var(--act); cursor: pointer; }
+  button:hover, .main { background: var(--act); color: var(--on-act); }
+  :focus-visible { outline: 3px solid var(--act); outline-offset: 2px; }
+"""
 
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>aiohttp_store demo</title>
-<style>
-  :root {{ color-scheme: light dark; --ink: #1d2733; --paper: #f4f6f8; --card: #fff; --line: #d5dce3; --act: #0b63b0; }}
-  @media (prefers-color-scheme: dark) {{
-    :root {{ --ink: #e6ebf0; --paper: #12181f; --card: #1b242e; --line: #36434f; --act: #6db5f5; }}
-  }}
-  body {{ font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-         margin: 0 auto; padding: 1.5rem; max-width: 40rem; }}
-  section {{ background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
-            padding: 1rem 1.25rem; margin: 1rem 0; }}
-  h1 {{ font-size: 1.5rem; margin: 0; }} h2 {{ font-size: 1.1rem; margin: 0 0 .5rem; }}
-  form {{ display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: 0; }}
-  button, input {{ font: inherit; padding: .5rem .9rem; border-radius: .5rem; border: 1px solid var(--line);
-                  background: var(--card); color: inherit; min-height: 2.75rem; }}
-  button {{ border-color: var(--act); color: var(--act); cursor: pointer; }}
-  :focus-visible {{ outline: 3px solid var(--act); outline-offset: 2px; }}
-  strong {{ font-variant-numeric: tabular-nums; }}
-</style>
-<h1>aiohttp_store demo</h1>
-<p>Your visits: <strong id="visits">{visits}</strong></p>
+<title>{greeting} - aiohttp_store demo</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+<header>
+<div><h1>aiohttp_store demo</h1><p>This session is kept by <b>{storage}</b></p></div>
+<p class="visits">Visits <strong id="visits">{visits}</strong></p>
+</header>
+<main>
 <section aria-labelledby="who"><h2 id="who">{greeting}</h2>{account}</section>
 <section aria-labelledby="cart"><h2 id="cart">Cart</h2>
 <ul>{cart}</ul>
-<form method="post" action="/cart">{goods}</form></section>
+<form class="goods" method="post" action="/cart">{goods}</form></section>
+</main>
+<footer>Another tab shows the same session, a private window begins a new one.</footer>
 """
 
-LOGIN = """<form method="post" action="/login">
-<label for="user">Name</label> <input id="user" name="user" required maxlength="40" autocomplete="username">
-<button>Log in</button></form>"""
+LOGIN = """<p>Any name will do; visits and cart stay yours.</p>
+<form method="post" action="/login">
+<label>Name <input name="user" required maxlength="40" autocomplete="username"></label>
+<button class="main">Log in</button></form>"""
 
-LOGOUT = """<form method="post" action="/logout"><button>Log out</button></form>"""
+LOGOUT = """<p>A logout ends this session in all tabs.</p>
+<form method="post" action="/logout"><button>Log out</button></form>"""
 
 
 async def index(request: web.Request) -> web.Response:
@@ -56,13 +77,16 @@ async def index(request: web.Request) -> web.Response:
     user = session.get("user")
     items = "".join(f"<li>{escape(name)}: {number}</li>" for name, number in session.get("cart", {}).items())
     page = PAGE.format(
+        style=STYLE,
+        storage=escape(request.app[STORAGE]),
         visits=session["visits"],
         greeting=f"Hello, {escape(user)}" if user else "Not logged in",
         account=LOGOUT if user else LOGIN,
         cart=items or "<li>nothing yet</li>",
         goods="".join(f'<button name="item" value="{name}">Add {name}</button>' for name in GOODS),
     )
-    return web.Response(text=page, content_type="text/html")
+    # The back button after a logout asks again, and does not show what the browser has kept.
+    return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
 
 
 async def login(request: web.Request) -> web.Response:
@@ -82,7 +106,7 @@ async def add(request: web.Request) -> web.Response:
     session = await aiohttp_store.get_session(request)
     cart = session.setdefault("cart", {})
     cart[item] = cart.get(item, 0) + 1  # a nested change is seen
-    raise web.HTTPSeeOther("/")
+    raise web.HTTPSeeOther("/#cart")  # the next Tab goes to the goods again
 
 
 async def logout(request: web.Request) -> web.Response:
@@ -92,6 +116,7 @@ async def logout(request: web.Request) -> web.Response:
 
 def make_app(storage: str) -> web.Application:
     app = web.Application()
+    app[STORAGE] = aiohttp_store.StorageURL.parse(storage).scheme
     app.router.add_get("/", index)
     app.router.add_post("/login", login)
     app.router.add_post("/cart", add)

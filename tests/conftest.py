@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from aiohttp.pytest_plugin import AiohttpClient
 from aiohttp.test_utils import TestClient
@@ -106,6 +107,15 @@ def storage_url(make_url: Callable[..., str]) -> str:
 async def storage(storage_url: str) -> AsyncIterator[Storage]:
     async with aiohttp_store.open_storage(storage_url) as opened:
         yield opened
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    """Give Chromium, started once for the tests of a file, which share its event loop."""
+    from .browser import chromium
+
+    async with chromium() as started:
+        yield started
 
 
 Client = TestClient[web.Request, web.Application]
