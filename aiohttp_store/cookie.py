@@ -77,7 +77,11 @@ class Cookie:
     httponly: bool = True
     """Whether it is kept from scripts."""
     samesite: Literal["Lax", "Strict", "None"] | None = "Lax"
-    """Which cross-site requests carry it; `None` leaves the attribute out, the string `"None"` allows all."""
+    """Which cross-site requests carry it.
+
+    `None` leaves the attribute out, which is weaker than `"Lax"`: browsers may send a new cookie with other sites' forms.
+    The string `"None"` allows all; where a browser blocks embedded sites' cookies, frames need `partitioned` as well.
+    """
     partitioned: bool = False
     """Whether browsers keep one cookie for each embedding site (CHIPS)."""
     priority: Literal["Low", "Medium", "High"] | None = None

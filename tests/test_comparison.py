@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning") 
 PAGE = (Path(__file__).parent.parent / "docs/comparison.rst").read_text()
 NOT_RUN = {
     "expired rows in SQL",  # the suites of SQLite and MySQL show the sweep
-    "find or end all sessions of a user",  # what is not there cannot be run
+    "end all sessions of a user",  # what is not there cannot be run
     "an id in a header, without cookies",
     "events",
     "framework",
@@ -348,7 +348,7 @@ async def _storages(product: Product) -> str:
     )
 
 
-@row("selected by one URL or setting")
+@row("one URL or setting selects it")
 async def _one_url(product: Product) -> str:
     app = web.Application()
     try:

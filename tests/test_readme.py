@@ -28,6 +28,7 @@ from aiohttp_store.storages import SCHEMES, storage_from_url
 
 from .conftest import Servers
 from .pages import PAGES, ROOT, blocks, redirected, table
+from .test_comparison import rows_of_the_page
 from .test_pages import EXTRAS, SETUP
 
 README = PAGES["README.rst"]
@@ -197,6 +198,23 @@ def test_the_keywords_of_setup_and_the_defaults_are_those_of_the_code() -> None:
     assert Storage.timeout == 2
     (python,) = re.findall(r"Python (3\.\d+) or later", TEXT)
     assert f'python_requires=">={python}"' in SETUP
+
+
+# Next to others, and the examples.
+
+
+def test_the_comparison_is_part_of_the_page_whose_columns_are_run() -> None:
+    page = rows_of_the_page()
+    rows = table(README, "what", "aiohttp_store", "aiohttp-session", "express-session", "Django", "Spring Session")
+    assert len(rows) > 10
+    for name, *cells in rows:
+        for cell, whole in zip(cells, page[name], strict=True):
+            assert re.match(rf"{re.escape(cell)}(?!\w)", whole), name
+
+
+def test_the_table_of_examples_has_each_of_them() -> None:
+    named = [link for cell, _ in table(README, "file", "what it shows") for link in re.findall("<(.+)>", cell)]
+    assert sorted(named) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py"))
 
 
 def test_every_link_and_file_of_the_readme_is_there() -> None:
