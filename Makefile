@@ -18,7 +18,7 @@ WORKERS ?= 3
 .PHONY: demo test lint docs package bench chaos screenshot servers clean
 
 demo: .venv/installed
-	$(BIN)/python -X dev examples/demo.py --port $(PORT) '$(URL)'
+	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
 
 test: .venv/developer servers
 	$(BIN)/pytest --numprocesses $(WORKERS) --cov --cov-report=term $(ARGS)

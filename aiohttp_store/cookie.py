@@ -79,7 +79,7 @@ class Cookie:
     samesite: Literal["Lax", "Strict", "None"] | None = "Lax"
     """Which cross-site requests carry it.
 
-    `None` leaves the attribute out, which is weaker than `"Lax"`: browsers may send a new cookie with other sites' forms.
+    `None` leaves the attribute out, which is weaker than `"Lax"`: browsers may send a new cookie by other sites' forms.
     The string `"None"` allows all; where a browser blocks embedded sites' cookies, frames need `partitioned` as well.
     """
     partitioned: bool = False

@@ -333,7 +333,8 @@ async def race(product: Product, slow: str, meanwhile: str) -> Any:
 @row("storages that come with it")
 async def _storages(product: Product) -> str:
     if isinstance(product, Ours):
-        modules = {str(target).partition(":")[0].rpartition(".")[2] for target in SCHEMES.values()}
+        ours = [str(target) for target in SCHEMES.values() if str(target).startswith("aiohttp_store.")]
+        modules = {target.partition(":")[0].rpartition(".")[2] for target in ours}
         return str(len({module.removesuffix("_cluster") for module in modules}))
     names = [module.name for module in pkgutil.iter_modules(aiohttp_session.__path__, "aiohttp_session.")]
     return str(

@@ -20,18 +20,10 @@ import aiohttp_store.testing
 
 from .conftest import Servers
 from .pages import PAGES, ROOT, SERVERS, blocks, python_of, redirected, schemes_of
-from .test_docs import names_of_tests
 
 SETUP = (ROOT / "setup.py").read_text()
 EXTRAS = set(re.findall(r'^        "(\w+)": ', SETUP.partition("extras_require={")[2].partition("},")[0], re.MULTILINE))
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-
-ELSEWHERE = {
-    # Fragments, which are no program by themselves, and the test that compares them with one.
-    "docs/typing.rst": "test_the_examples_of_the_page_on_types_are_among_what_mypy_checks",
-    "docs/writing-a-storage.rst": "test_the_excerpts_on_the_page_are_the_files",
-}
-
 
 PYTEST = ["-m", "pytest", "-W", "error", "-p", "no:cacheprovider"]
 
@@ -110,13 +102,7 @@ def test_the_reference_has_every_public_name_and_no_docstring_is_cut_at_its_colo
     assert '>Type<span class="colon">' not in (built.folder / "api.html").read_text()
 
 
-def test_pages_whose_python_is_not_run_have_another_test() -> None:
-    assert set(ELSEWHERE.values()) <= names_of_tests()
-    for page in ELSEWHERE:
-        assert blocks(PAGES[page], "python"), f"{page} has no Python any more; take it out of the table"
-
-
-@pytest.mark.parametrize("page", sorted(PAGES.keys() - ELSEWHERE))
+@pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs_its_apps_serve_and_its_tests_pass(
     page: str, servers: Servers, tmp_path: Path
 ) -> None:
