@@ -61,12 +61,17 @@ class StorageURL:
         """
         match = _URL.fullmatch(text)
         if match is None:
-            shown = re.sub(r"//.*@", "//***@", text.partition("?")[0], flags=re.DOTALL)
+            shown = text.partition("?")[0]
+            if "@" in text:  # wherever a login may end
+                shown = re.sub(r"//.*", "//***", shown, flags=re.DOTALL)
             raise ConfigError(f"{shown!r} is not a storage URL; write scheme://user:password@host:port/path?name=value")
         login, hosts = match["login"], match["hosts"]
-        if hosts and "@" in (match["path"] or ""):  # what comes before it is no host, but may be a password
+        query = match["query"] or ""
+        # What comes before such an @ is no host, but may be a password.
+        is_cut = "@" in (match["path"] or "") + query.partition("=")[0]
+        if hosts and (is_cut or ("@" in query and not all(map(_HOST.fullmatch, hosts.split(","))))):
             raise ConfigError(
-                f"the user or password in the {match['scheme']}:// URL holds a '/'; "
+                f"the user or password in the {match['scheme']}:// URL holds a '/' or '?'; "
                 "percent-encode them, as by urllib.parse.quote"
             )
         user, colon, password = (login or "").partition(":")
@@ -75,7 +80,7 @@ class StorageURL:
             user=unquote(user) if user else None,
             password=unquote(password) if colon else None,
             path=unquote(match["path"] or ""),
-            query=tuple(parse_qsl(match["query"] or "", keep_blank_values=True)),
+            query=tuple(parse_qsl(query, keep_blank_values=True)),
             text=text,
         )
         return dataclasses.replace(url, hosts=tuple(url._host(part) for part in hosts.split(",")) if hosts else ())

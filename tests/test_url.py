@@ -43,14 +43,31 @@ def test_what_is_no_url_is_refused(text: str) -> None:
         StorageURL.parse(text)
 
 
-@pytest.mark.parametrize("text", ["redis://u:geheim@h:x", "redis//u:geheim@h", "redis://u:geheim@h?password=geheim#f"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://u:geheim@h:x",
+        "redis//u:geheim@h",
+        "redis://u:geheim@h?password=geheim#f",
+        "redis://u:geheim?x#y@h",
+    ],
+)
 def test_no_error_shows_a_password(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         StorageURL.parse(text)
     assert "geheim" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["mongodb://user:gehe/im@host/db", "redis://user:123/im@host/0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mongodb://user:gehe/im@host/db",
+        "redis://user:123/im@host/0",
+        "redis://user:gehe?im@host/0",
+        "redis://user:123?im@host/0",
+        "redis://user:gehe?im==@host/0",
+    ],
+)
 def test_a_password_that_is_not_encoded_is_refused_and_not_shown(text: str) -> None:
     with pytest.raises(ConfigError, match="percent-encode") as caught:
         StorageURL.parse(text)
