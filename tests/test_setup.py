@@ -282,6 +282,7 @@ def test_a_storage_without_a_url_says_so() -> None:
         ("memcached", "aiomcache", "memcached"),
         ("mongodb", "motor", "mongodb"),
         ("mongodb+pymongo", "pymongo", "mongodb"),
+        ("mongodb", "bson", "mongodb"),
         ("mysql", "aiomysql", "mysql"),
         ("cookie", "cryptography", "cookie"),
         ("sqlite", "aiosqlite", "sqlite"),

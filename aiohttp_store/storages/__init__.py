@@ -40,6 +40,7 @@ _EXTRAS = {
     "aiomcache": "memcached",
     "motor": "mongodb",
     "pymongo": "mongodb",
+    "bson": "mongodb",  # which PyMongo brings
     "aiomysql": "mysql",
     "pymysql": "mysql",
     "aiosqlite": "sqlite",
@@ -109,7 +110,7 @@ def imported(target: str, url: StorageURL) -> Any:
         if extra is None:
             raise
         raise ConfigError(
-            f"{url.scheme}:// needs the package {error.name!r}; install it with: pip install 'aiohttp_store[{extra}]'"
+            f"{url.scheme}:// needs {error.name!r}, which comes with an extra: pip install 'aiohttp_store[{extra}]'"
         ) from error
 
 
