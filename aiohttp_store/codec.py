@@ -40,7 +40,11 @@ class MovedError(UnknownFormatError):
 
 
 class Codec(Protocol):
-    """Turns a session's data into bytes and back; `loads` may raise any exception on bad bytes."""
+    """Turns a session's data into bytes and back.
+
+    The same data should become the same bytes, or the session is written where it was only read; under `cookie://` it
+    must. `loads` may raise any exception on bad bytes: their visitor is then anonymous, and the record is removed.
+    """
 
     def dumps(self, data: dict[str, Any], /) -> bytes | str: ...
 
