@@ -27,7 +27,7 @@ class StorageUnavailable(SessionError):
 
 
 class SessionGone(SessionError):
-    """The record was deleted meanwhile: the visitor was logged out by another request.
+    """The session has ended meanwhile: another request logged the visitor out or renewed the id, or its time is over.
 
     Uncaught in a handler it becomes a 409. At the end of a request nothing is raised: the changes are dropped.
     """

@@ -221,7 +221,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """Store the session now, not at the end of the request: for long WebSockets and streams.
 
         Raises:
-            SessionGone: the record was deleted meanwhile, as by a logout.
+            SessionGone: the session has ended meanwhile, as by a logout.
             SessionConflict: as `on_conflict="raise"` says, or merging did not end in time.
             StorageUnavailable: the storage did not answer in time.
             SessionTooLarge: the storage or the cookie cannot hold it.
@@ -239,7 +239,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """Read the session again; unsaved changes are dropped, and nested values are new objects.
 
         Raises:
-            SessionGone: the record was deleted meanwhile.
+            SessionGone: the session has ended meanwhile, as by a logout.
             StorageUnavailable: the storage did not answer in time.
         """
         self._quiet_until = 0.0
@@ -253,7 +253,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         the write wins. It may run several times, so it changes the session and nothing else.
 
         Raises:
-            SessionGone: the record was deleted meanwhile, as by a logout.
+            SessionGone: the session has ended meanwhile, as by a logout.
             SessionConflict: others wrote first each time, until the deadline.
             StorageUnavailable: the storage did not answer in time.
             SessionTooLarge: the storage or the cookie cannot hold it.
