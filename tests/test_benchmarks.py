@@ -14,7 +14,8 @@ from benchmarks import imports, report
 from benchmarks.processes import Cores
 from benchmarks.results import Results, read
 
-ROOT = Path(__file__).parent.parent
+from .pages import ROOT
+
 OLD: dict[str, Any] = {
     "machine": [["CPU", "old"], ["commit", "old"]],
     "left_out": [],
