@@ -210,6 +210,18 @@ def test_importing_the_package_imports_no_driver_and_little_else() -> None:
     assert imported - ours <= {"dataclasses", "hmac", "secrets", "orjson", "orjson.orjson"}
 
 
+def test_make_clean_removes_all_that_git_ignores(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for ignored in (ROOT / ".gitignore").read_text().replace("*", "x").split():
+        for folder in ("", "tests/deep") if ignored == "__pycache__/" else ("",):
+            made = tmp_path / folder / ignored
+            made = made / "file" if ignored.endswith("/") else made
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.touch()
+    run("make", "clean", cwd=tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "Makefile"]
+
+
 def files_of(guide: str) -> list[str]:
     return re.findall(r"^``([\w/]+\.py)``  ", guide, re.MULTILINE)
 

@@ -303,15 +303,6 @@ def test_a_missing_driver_names_the_extra_to_install(scheme: str, installed: set
     assert f"pip install 'aiohttp_store[{extra}]'" in result.stderr.splitlines()[-1]
 
 
-def test_importing_the_package_imports_no_driver() -> None:
-    code = (
-        "import aiohttp_store, sys; "
-        "print(*{'redis', 'aiomcache', 'motor', 'pymongo', 'aiomysql', 'cryptography'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == ""
-
-
 @pytest.mark.parametrize("debug", [False, True])
 async def test_memory_is_warned_about_outside_debug_mode(
     debug: bool, serve: Serve, caplog: pytest.LogCaptureFixture
