@@ -1,5 +1,5 @@
 # make demo       serve the example app, on URL=sqlite:///demo.db or the one given
-# make test       run every test on real servers, with branch coverage, in WORKERS=3 processes, each with servers of its own
+# make test       run every test on real servers, with branch coverage, in WORKERS=3 processes with servers of their own
 # make lint       ruff, ruff format, mypy --strict
 # make docs       build the documents into docs/_build/html
 # make package    build sdist and wheel into dist/, and run the tests of the sdist against the installed wheel

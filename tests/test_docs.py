@@ -32,6 +32,7 @@ from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Servers
 from .pages import PAGES, ROOT, python_of, redirected, table
+from .test_readme import extra_of
 
 PACKAGE = Path(aiohttp_store.__file__).parent  # which is installed where the tests are those of the sdist
 SECURITY = PAGES["docs/security.rst"]
@@ -273,9 +274,11 @@ def test_the_page_names_every_scheme_with_its_driver_and_extra() -> None:
     schemes = set()
     heads = ("server", "serves", "outlives a restart", "a crash may lose", "a logout is final", "extra: driver")
     for storage, *_, needed in table(PAGES["docs/storages.rst"], "storage", *heads):
-        schemes |= {*re.findall(r"([a-z+]+)://", storage)}
-        extra, _, drivers = needed.partition(": ")
-        assert needed == "none" or {_EXTRAS[name] for name in drivers.split(" or ")} == {extra.strip("`")}
+        named = {*re.findall(r"([a-z+]+)://", storage)}
+        extra, _, drivers = needed.removeprefix("none").partition(": ")
+        assert {*map(extra_of, named)} == {extra.strip("`")}
+        assert not extra or {_EXTRAS[name] for name in drivers.split(" or ")} == {extra.strip("`")}
+        schemes |= named
     ours = {scheme for scheme, target in SCHEMES.items() if str(target).startswith("aiohttp_store.")}
     assert schemes == ours  # and not those that a test has registered
 

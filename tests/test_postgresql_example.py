@@ -17,9 +17,8 @@ from aiohttp_store.testing import StorageContract
 
 from .conftest import Servers
 from .law import create, data_of, new_key, save
-from .pages import PAGES, ROOT
+from .pages import PAGES
 
-EXAMPLE = ROOT / "examples/postgresql_storage.py"
 PAGE = PAGES["docs/writing-a-storage.rst"]
 
 importlib.import_module("examples.postgresql_storage")
