@@ -148,6 +148,7 @@ def test_the_version_stands_in_one_place() -> None:
         "docs/comparison.rst",  # whose test compares it
         "docs/performance.rst",  # other numbers
         "docs/performance.svg",
+        "requirements-dev-alone.txt",  # other packages' versions
     }
     texts = {name: place(name).read_bytes().decode(errors="ignore") for name in tracked() - others}
     assert [name for name, text in texts.items() if version.search(text)] == ["aiohttp_store/__init__.py"]
