@@ -1,5 +1,5 @@
 # make demo       serve the example app, on URL=sqlite:///demo.db or the one given
-# make test       run every test on real servers, with branch coverage, in WORKERS=3 processes, each with servers of its own
+# make test       run every test on real servers, with branch coverage, in WORKERS=3 processes with servers of their own
 # make lint       ruff, ruff format, mypy --strict
 # make docs       build the documents into docs/_build/html
 # make package    build sdist and wheel into dist/, and run the tests of the sdist against the installed wheel
@@ -41,7 +41,7 @@ chaos: .venv/developer servers
 # The tests have no checkout around them: what the sdist or the wheel lacks is missing.
 package: .venv/developer
 	rm -rf dist
-	$(BIN)/python -m build
+	$(BIN)/python -m build --quiet
 	$(BIN)/python -m twine check --strict dist/*
 	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT INT TERM; \
 	tar -xzf dist/*.tar.gz -C "$$folder" --strip-components 1; \
@@ -78,4 +78,6 @@ servers: .venv/developer
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/results.json docs/_build build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache demo.db*
+	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/package-lock.json benchmarks/results.json
+	rm -rf docs/_build build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.db*
+	find . -name __pycache__ -prune -exec rm -rf {} +

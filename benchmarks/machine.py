@@ -64,12 +64,17 @@ def _secantus() -> list[str]:
     ]
 
 
+def _commit() -> str:
+    if not shutil.which("git"):
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    return said.strip() or "unknown"
+
+
 def describe(cores: Cores) -> list[list[str]]:
     """Give rows of names and values."""
     kibibytes = int(_first(r"^MemTotal: +(\d+)", "/proc/meminfo"))
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout
     return [
         ["CPU", _first(r"^model name\s*: (.+)", "/proc/cpuinfo")],
         ["cores", str(cores)],
@@ -79,5 +84,5 @@ def describe(cores: Cores) -> list[list[str]]:
         ["packages", ", ".join(_packages())],
         ["Node modules", ", ".join(_modules()) or "none"],
         ["programs", ", ".join(_programs())],
-        ["commit", commit.strip() or "unknown"],
+        ["commit", _commit()],
     ]

@@ -11,6 +11,7 @@ import re
 import sys
 import textwrap
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ SERVERS = {
 
 _BLOCK = re.compile(r"^( *)\.\. code-block:: (\w+)\n((?:\1   :.*\n)*)((?:\1   .*\n| *\n)+)", re.MULTILINE)
 _TABLE = re.compile(r"^(=+(?: +=+)+)\n(.+)\n\1\n((?:.*\n)+?)\1$", re.MULTILINE)
+_LIST_TABLE = re.compile(r"^\.\. list-table::.*\n(?:   :.*\n)*\n((?:   .*\n|\n)+)", re.MULTILINE)
 _ADDRESS = re.compile(r"""(?<=["'])(?P<scheme>[a-z+]+)://[^?"']*""")
 
 
@@ -68,25 +70,31 @@ def python_of(page: Path) -> str:
     return "\n\n".join(block.code for block in blocks(page, "python"))
 
 
-def table(page: Path, *heads: str) -> list[list[str]]:
-    """Give the rows of a page's simple table that has these heads.
-
-    Raises:
-        LookupError: there is none.
-    """
-    for border, first, rest in _TABLE.findall(page.read_text()):
+def _tables(text: str) -> Iterator[list[list[str]]]:
+    """Give the rows of each table, the heads first."""
+    for border, first, rest in _TABLE.findall(text):
         edges = [column.start() for column in re.finditer("=+", border)]
         parts = [slice(*ends) for ends in zip(edges, [*edges[1:], None], strict=True)]
-        head, *lines = ([line[part].strip() for part in parts] for line in [first, *rest.splitlines()])
-        if head != [*heads]:
-            continue
         rows: list[list[str]] = []
-        for line in lines:
+        for line in ([line[part].strip() for part in parts] for line in [first, *rest.splitlines()]):
             if line[0]:
                 rows.append(line)
             else:  # goes on with the row above
                 rows[-1] = [f"{cell} {more}".strip() for cell, more in zip(rows[-1], line, strict=True)]
-        return rows
+        yield rows
+    for listed in _LIST_TABLE.findall(text):
+        lines = re.split(r"^   \* -", listed, flags=re.MULTILINE)[1:]
+        yield [[" ".join(cell.split()) for cell in re.split(r"^     -", line, flags=re.MULTILINE)] for line in lines]
+
+
+def table(page: Path, *heads: str) -> list[list[str]]:
+    """Give the rows of a page's tables that have these heads, simple ones and `list-table`s.
+
+    Raises:
+        LookupError: there is none.
+    """
+    if found := [rows for head, *rows in _tables(page.read_text()) if head == [*heads]]:
+        return [row for rows in found for row in rows]
     raise LookupError(f"{page} has no table with the heads {', '.join(heads)}")
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,12 +33,14 @@ from aiohttp_store.storages import SCHEMES
 from aiohttp_store.testing import Clock, freeze
 
 from .conftest import PATIENCE, Servers
+from .pages import PAGES, table
 from .proxy import Proxy
 from .servers import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")  # theirs: keys that are strings
 
-PAGE = (Path(__file__).parent.parent / "docs/comparison.rst").read_text()
+PAGE = PAGES["docs/comparison.rst"]
+HEADS = ("aiohttp_store", "aiohttp-session", "express-session", "Django", "Spring Session")
 NOT_RUN = {
     "expired rows in SQL",  # the suites of SQLite and MySQL show the sweep
     "end all sessions of a user",  # what is not there cannot be run
@@ -610,17 +611,6 @@ async def _typed(product: Product) -> str:
     return "yes" if (files(product.package) / "py.typed").is_file() else "no"
 
 
-def rows_of_the_page() -> dict[str, list[str]]:
-    """Give the cells of each row, of all the tables that have a row of products."""
-    found = {}
-    for table in PAGE.split(".. list-table::")[1:]:
-        header, *rows = re.split(r"\n   \* -\s", re.split(r"\n(?=\S)", table)[0])[1:]
-        if "aiohttp_store" in header:
-            for cells in ([" ".join(cell.split()) for cell in re.split(r"\n     - ", one)] for one in rows):
-                found[cells[0]] = cells[1:]
-    return found
-
-
 @pytest.fixture
 async def redis(servers: Servers) -> AsyncIterator[Redis]:
     client = Redis.from_url(servers.url("redis"))
@@ -628,7 +618,7 @@ async def redis(servers: Servers) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
-@pytest.mark.parametrize(("product", "column"), [(Ours, 0), (Theirs, 1)], ids=["aiohttp_store", "aiohttp-session"])
+@pytest.mark.parametrize(("product", "column"), [(Ours, 1), (Theirs, 2)], ids=["aiohttp_store", "aiohttp-session"])
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_the_comparison_says_what_both_packages_do(
     name: str,
@@ -639,18 +629,19 @@ async def test_the_comparison_says_what_both_packages_do(
     aiohttp_server: AiohttpServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said = rows_of_the_page()[name][column]
+    (said,) = (cells[column] for cells in table(PAGE, "", *HEADS) if cells[0] == name)
     happened = await SCENARIOS[name](product(servers.url("redis"), redis, aiohttp_server, monkeypatch))
     assert re.match(rf"{re.escape(happened)}(?!\w)", said), f"the page says {said!r}, and it is {happened!r}"
 
 
 def test_each_row_of_the_comparison_is_run_or_cannot_be() -> None:
-    rows = rows_of_the_page()
-    assert set(rows) == {*SCENARIOS, *NOT_RUN}
-    assert {len(cells) for cells in rows.values()} == {5}
-    assert all(cell for cells in rows.values() for cell in cells)
+    rows = table(PAGE, "", *HEADS)
+    assert sorted(name for name, *_ in rows) == sorted([*SCENARIOS, *NOT_RUN])
+    assert {len(cells) for cells in rows} == {1 + len(HEADS)}
+    assert all(cell for cells in rows for cell in cells)
 
 
 def test_the_comparison_names_the_versions_that_are_run() -> None:
-    assert f"aiohttp_store {aiohttp_store.__version__}" in PAGE
-    assert f"aiohttp-session {aiohttp_session.__version__}" in PAGE
+    text = PAGE.read_text()
+    assert f"aiohttp_store {aiohttp_store.__version__}" in text
+    assert f"aiohttp-session {aiohttp_session.__version__}" in text

@@ -37,8 +37,8 @@ import aiohttp_store
 from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat, middleware
 
 from .conftest import Serve, Servers
+from .pages import ROOT
 
-ROOT = Path(__file__).parent.parent
 SDIST = ROOT / "build/tests/aiohttp_session-2.12.1.tar.gz"
 GUIDE = ROOT / "docs/migrating.rst"
 DEPENDENTS = re.compile(r"aiohttp_(session|security|csrf|flashbag|debugtoolbar)")

@@ -12,8 +12,8 @@ import pytest
 
 from .broken_storages import CASES, FINDS
 from .conftest import Servers
+from .pages import ROOT
 
-ROOT = Path(__file__).parent.parent
 _quiet = {name: value for name, value in os.environ.items() if name != "CI"}  # where pytest tells everything twice
 SCOPE = "-oasyncio_default_fixture_loop_scope=function"  # pytest-asyncio warns where it is not set
 BROKEN = "tests/broken_storages.py"

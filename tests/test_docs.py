@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import textwrap
 import typing
 from dataclasses import fields
 from pathlib import Path
@@ -32,11 +31,12 @@ from aiohttp_store.storages import _EXTRAS, SCHEMES, memcached, memory, mongodb,
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import Servers
+from .pages import PAGES, ROOT, python_of, redirected, table
+from .test_readme import extra_of
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = Path(aiohttp_store.__file__).parent  # which is installed where the tests are those of the sdist
-SECURITY = (ROOT / "docs/security.rst").read_text()
-STORAGES = (ROOT / "docs/storages.rst").read_text()
+SECURITY = PAGES["docs/security.rst"]
+STORAGES = PAGES["docs/storages.rst"].read_text()
 
 
 def names_of_tests() -> set[str]:
@@ -48,14 +48,8 @@ def names_of_tests() -> set[str]:
     }
 
 
-def rows_of_security() -> list[list[str]]:
-    table = SECURITY.partition(".. list-table::")[2].partition("\nNot promised")[0]
-    rows = re.split(r"\n   \* - ", table)[2:]  # what stands before the first row, and the header
-    return [[cell.strip() for cell in re.split(r"\n     - ", row)] for row in rows]
-
-
 def test_each_demand_of_the_security_page_has_a_test_or_is_left_to_the_app() -> None:
-    known, rows = names_of_tests(), rows_of_security()
+    known, rows = names_of_tests(), table(SECURITY, "demand", "what this package does", "test")
     assert len(rows) > 40
     for demand, answer, shown in rows:
         assert demand
@@ -64,9 +58,7 @@ def test_each_demand_of_the_security_page_has_a_test_or_is_left_to_the_app() -> 
 
 
 def test_the_documented_defaults_are_the_codes() -> None:
-    documented = dict(
-        re.findall(r"^(\S.*?)  +(.+)$", SECURITY.partition("Defaults\n")[2].partition("Demands\n")[0], re.MULTILINE)
-    )
+    documented: dict[str, str] = dict(table(SECURITY, "setting", "default"))
     manager = Manager(MemoryStorage())
     assert documented["``idle_timeout``"] == f"{manager._idle_timeout:.0f} seconds"
     assert documented["``lifetime``"] == ("none" if manager._lifetime == math.inf else manager._lifetime)
@@ -78,9 +70,8 @@ def test_the_documented_defaults_are_the_codes() -> None:
 
 
 async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aiohttp_client: AiohttpClient) -> None:
-    (block,) = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", SECURITY, re.MULTILINE)
     made: dict[str, Any] = {}
-    exec(textwrap.dedent(block).replace("redis://localhost:6379/0", servers.url("redis")), made)
+    exec(redirected(python_of(SECURITY), {"redis": servers.url("redis")}), made)
     manager = made["app"][_KEEPER]
     assert (manager._idle_timeout, manager._lifetime) == (15 * 60, 12 * 3600)
     client = await aiohttp_client(made["app"])
@@ -135,19 +126,11 @@ def test_no_source_imports_what_runs_stored_bytes() -> None:
                 }, path
 
 
-SESSION, CONCURRENCY = (
-    " ".join((ROOT / f"docs/{page}.rst").read_text().split()) for page in ("session", "concurrency")
-)
-
-
-def cells(page: str, header: str) -> list[list[str]]:
-    """Give the rows of the list-table whose last column has this header."""
-    table = (ROOT / f"docs/{page}.rst").read_text().partition(f"     - {header}\n")[2].partition("\n\n")[0]
-    return [re.split(r"\n     - ", row.strip()) for row in re.split(r"^   \* - ", table, flags=re.MULTILINE)[1:]]
+SESSION, CONCURRENCY = (" ".join(PAGES[f"docs/{page}.rst"].read_text().split()) for page in ("session", "concurrency"))
 
 
 def test_each_row_of_the_merge_table_is_what_comes_of_it() -> None:
-    rows = cells("concurrency", "the result")
+    rows = table(PAGES["docs/concurrency.rst"], "", "both loaded", "this request has", "stored meanwhile", "the result")
     assert len(rows) == 16
     for what, *values in rows:
         base, mine, theirs, result = (ast.literal_eval(value.strip("`")) for value in values)
@@ -185,7 +168,7 @@ def logged() -> dict[str, tuple[str, str]]:
 def test_the_log_table_names_each_warning_with_its_level_and_how_often_it_comes() -> None:
     documented = [
         (text, level, often)
-        for level, what, often in cells("session", "how often")
+        for level, what, often in table(PAGES["docs/session.rst"], "level", "what", "how often")
         for text in re.findall("``(.+?)``", what)
         if text != "cookie://"
     ]
@@ -288,20 +271,21 @@ def test_the_sections_on_storages_have_the_same_headings_in_the_same_order() -> 
 
 
 def test_the_page_names_every_scheme_with_its_driver_and_extra() -> None:
-    table = STORAGES.partition(".. list-table::")[2].partition("\n- *Restart*")[0]
     schemes = set()
-    for row in re.split(r"\n   \* - ", table)[2:]:
-        storage, *_, needed = (cell.strip() for cell in re.split(r"\n     - ", row))
-        schemes |= {*re.findall(r"([a-z+]+)://", storage)}
-        extra, _, drivers = needed.partition(": ")
-        assert needed == "none" or {_EXTRAS[name] for name in drivers.split(" or ")} == {extra.strip("`")}
+    heads = ("server", "serves", "outlives a restart", "a crash may lose", "a logout is final", "extra: driver")
+    for storage, *_, needed in table(PAGES["docs/storages.rst"], "storage", *heads):
+        named = {*re.findall(r"([a-z+]+)://", storage)}
+        extra, _, drivers = needed.removeprefix("none").partition(": ")
+        assert {*map(extra_of, named)} == {extra.strip("`")}
+        assert not extra or {_EXTRAS[name] for name in drivers.split(" or ")} == {extra.strip("`")}
+        schemes |= named
     ours = {scheme for scheme, target in SCHEMES.items() if str(target).startswith("aiohttp_store.")}
     assert schemes == ours  # and not those that a test has registered
 
 
 def test_what_mongodbs_driver_is_told_is_documented() -> None:
-    table = section("storage-mongodb").partition("parameter of MongoDB")[2].partition("\n- ")[0]
-    told = {name: value.strip("`") for name, value in re.findall(r"^``(\w+)``  +(\S+)", table, re.MULTILINE)}
+    rows = table(PAGES["docs/storages.rst"], "parameter of MongoDB", "set to", "why")
+    told = {name.strip("`"): value.strip("`") for name, value, _ in rows}
     options = mongodb.Options(timeout=7)
     settings = {
         name: "timeout" if value == 7000 else str(value) for name, value in mongodb._settings({}, options).items()

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import aiomcache
@@ -31,6 +30,7 @@ from aiohttp_store.storages.mysql import MySQLStorage
 from .conftest import PATIENCE, Servers
 from .connections import attempts
 from .law import create, load, new_key, save
+from .pages import ROOT
 from .proxy import Proxy
 from .servers import free_port
 
@@ -291,7 +291,7 @@ def test_the_pipelines_of_a_redis_cluster_refuse_what_batches_are_made_of(comman
 
 
 def test_pymysql_is_held_below_the_version_that_aiomysql_fails_with() -> None:
-    assert '"PyMySQL>=1.1,<1.2"' in (Path(__file__).parent.parent / "setup.py").read_text()
+    assert '"PyMySQL>=1.1,<1.2"' in (ROOT / "setup.py").read_text()
 
 
 def mysql_settings(port: int, **settings: Any) -> dict[str, Any]:

@@ -7,12 +7,10 @@ import json
 import logging
 import re
 import secrets
-import textwrap
 from base64 import urlsafe_b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +34,7 @@ from aiohttp_store.migrating import MigratingManager
 from aiohttp_store.storages import storage_from_url
 
 from .conftest import STORAGES, Servers, new_url
+from .pages import PAGES, blocks
 
 pytestmark = [
     # Both are theirs: keys of requests that are strings, and datetime.utcnow().
@@ -692,11 +691,10 @@ def test_sentinels_and_sockets_take_over_as_well() -> None:
 
 
 def test_the_guides_set_up_is_one() -> None:
-    page = (Path(__file__).parent.parent / "docs/migrating.rst").read_text()
-    move = page.partition("\nMove the app\n")[2].partition("\nWhat is preserved\n")[0]
-    (example,) = re.findall(r"^\.\. code-block:: python\n\n((?: {4}.*\n|\n)+)", move, re.MULTILINE)
+    python = blocks(PAGES["docs/migrating.rst"], "python")
+    example = next(block.code for block in python if "?migrate=aiohttp_session" in block.code)
     told: dict[str, Any] = {}
-    exec(textwrap.dedent(example), told)
+    exec(example, told)
     manager = told["app"][_KEEPER]
     assert isinstance(manager, MigratingManager)
     assert (manager._idle_timeout, manager.cookie.persistent) == (30 * 86_400, True)

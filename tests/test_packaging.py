@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import textwrap
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ import pytest
 import aiohttp_store
 from aiohttp_store import storages
 
-ROOT = Path(__file__).parent.parent
+from .conftest import PATIENCE, Servers
+from .pages import PAGES, ROOT, blocks
+
 PACKAGE = Path(aiohttp_store.__file__).parent
 ABOUT = f"aiohttp_store-{aiohttp_store.__version__}"
 STRAYS = (
@@ -147,6 +148,7 @@ def test_the_version_stands_in_one_place() -> None:
         "docs/comparison.rst",  # whose test compares it
         "docs/performance.rst",  # other numbers
         "docs/performance.svg",
+        "requirements-dev-alone.txt",  # other packages' versions
     }
     texts = {name: place(name).read_bytes().decode(errors="ignore") for name in tracked() - others}
     assert [name for name, text in texts.items() if version.search(text)] == ["aiohttp_store/__init__.py"]
@@ -173,22 +175,27 @@ def test_type_checkers_see_the_types_of_the_installed_wheel(built: Built, tmp_pa
     assert 'Revealed type is "None"' in said
 
 
-def test_a_built_package_of_somebody_else_adds_a_scheme(built: Built, tmp_path: Path) -> None:
-    page, other = (ROOT / "docs/writing-a-storage.rst").read_text(), tmp_path / "other"
+def test_a_built_package_of_somebody_else_adds_a_scheme(built: Built, servers: Servers, tmp_path: Path) -> None:
+    other = tmp_path / "other"
     other.mkdir()
-    (block,) = re.findall(r"^\.\. code-block:: toml\n\n((?:    .*\n|\n)+)", page, re.MULTILINE)
-    (other / "pyproject.toml").write_text(textwrap.dedent(block))
-    (module,) = re.findall(r'py-modules = \["(\w+)"\]', block)
+    (block,) = blocks(PAGES["docs/writing-a-storage.rst"], "toml")
+    (other / "pyproject.toml").write_text(block.code)
+    (module,) = re.findall(r'py-modules = \["(\w+)"\]', block.code)
     source = (ROOT / "examples/postgresql_storage.py").read_text()
-    (other / f"{module}.py").write_text(source.replace("aiohttp_store.register(", "(lambda *_: None)("))
+    (other / f"{module}.py").write_text(source.replace('aiohttp_store.register("postgresql", PostgreSQLStorage)', ""))
     run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, cwd=other)
     python = make_environment(tmp_path / "environment", built.wheel, *tmp_path.glob("*.whl"))
     program = (
-        "import sys\nfrom aiohttp_store.storages import storage_from_url\n"
+        "import asyncio, sys, aiohttp_store\n"
+        "async def main():\n"
+        "    async with aiohttp_store.open_storage(sys.argv[1]) as storage:\n"
+        "        await storage.save([aiohttp_store.Write('key', None, b'kept', 60)])\n"
+        "        print(type(storage).__module__, (await storage.load(['key']))[0].data)\n"
         f"assert {module!r} not in sys.modules\n"
-        "print(type(storage_from_url('postgresql://localhost/shop')).__module__)"
+        "asyncio.run(main())\n"
     )
-    assert run(python, "-c", program, cwd=tmp_path).strip() == module
+    url = f"{servers.url('postgresql')}?table=packaged&timeout={PATIENCE}"
+    assert run(python, "-c", program, url, cwd=tmp_path).split() == [module, "b'kept'"]
 
 
 def test_importing_the_package_imports_no_driver_and_little_else() -> None:
@@ -202,6 +209,18 @@ def test_importing_the_package_imports_no_driver_and_little_else() -> None:
     assert not {name for name in ours if re.search(r"compat|testing|client_side|storages\.(?!memory)", name)}
     # orjson at once, since whether it is there decides how every session is written
     assert imported - ours <= {"dataclasses", "hmac", "secrets", "orjson", "orjson.orjson"}
+
+
+def test_make_clean_removes_all_that_git_ignores(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for ignored in (ROOT / ".gitignore").read_text().replace("*", "x").split():
+        for folder in ("", "tests/deep") if ignored == "__pycache__/" else ("",):
+            made = tmp_path / folder / ignored
+            made = made / "file" if ignored.endswith("/") else made
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.touch()
+    run("make", "clean", cwd=tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "Makefile"]
 
 
 def files_of(guide: str) -> list[str]:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib
-import os
 import re
-import subprocess
-import sys
-import tomllib
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +17,8 @@ from aiohttp_store.testing import StorageContract
 
 from .conftest import Servers
 from .law import create, data_of, new_key, save
-from .pages import PAGES, ROOT, blocks
+from .pages import PAGES
 
-EXAMPLE = ROOT / "examples/postgresql_storage.py"
 PAGE = PAGES["docs/writing-a-storage.rst"]
 
 importlib.import_module("examples.postgresql_storage")
@@ -113,49 +106,3 @@ def test_the_page_tells_what_an_author_gives_and_the_defaults() -> None:
     }
     assert rows["make_storage"] == "must be given"
     assert set(rows) == {"make_storage", "server", "shared", "password", "patience"}
-
-
-def make_wheel(folder: Path, project: dict[str, Any], module: str, source: str) -> Path:
-    """Make what a build backend would."""
-    name, version = project["name"].replace("-", "_"), project["version"]
-    points = "".join(
-        f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
-        for group, entries in project["entry-points"].items()
-    )
-    about = f"{name}-{version}.dist-info"
-    files = {
-        f"{module}.py": source,
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n",
-        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{about}/entry_points.txt": points,
-    }
-    files[f"{about}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{about}/RECORD"))
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for place, text in files.items():
-            wheel.writestr(place, text)
-    return path
-
-
-def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path, servers: Servers) -> None:
-    (block,) = blocks(PAGE, "toml")
-    settings = tomllib.loads(block.code)
-    (module,) = settings["tool"]["setuptools"]["py-modules"]
-    source = EXAMPLE.read_text().replace('aiohttp_store.register("postgresql", PostgreSQLStorage)', "")
-    wheel = make_wheel(tmp_path, settings["project"], module, source)
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
-    code = (
-        "import asyncio, sys, aiohttp_store\n"
-        "async def main():\n"
-        "    async with aiohttp_store.open_storage(sys.argv[1]) as storage:\n"
-        "        await storage.save([aiohttp_store.Write('key', None, b'kept', 60)])\n"
-        "        print(type(storage).__module__, (await storage.load(['key']))[0].data)\n"
-        f"assert {module!r} not in sys.modules\n"
-        "asyncio.run(main())\n"
-    )
-    url = f"{servers.url('postgresql')}?table=packaged&timeout=20"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
-    done = subprocess.run([sys.executable, "-c", code, url], check=True, capture_output=True, env=environment)
-    assert done.stdout.decode().split() == [module, "b'kept'"]

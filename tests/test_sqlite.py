@@ -27,7 +27,7 @@ from aiohttp_store.storages.sqlite import SQLiteStorage
 
 from .conftest import PATIENCE
 from .law import create, data_of, load, new_key, save
-from .test_examples import ROOT
+from .pages import ROOT
 from .ticking import ticking
 
 TIMEOUT = 0.5

@@ -40,7 +40,7 @@ _EXTRAS = {
     "aiomcache": "memcached",
     "motor": "mongodb",
     "pymongo": "mongodb",
-    "bson": "mongodb",  # which PyMongo brings
+    "bson": "mongodb",  # which comes with PyMongo
     "aiomysql": "mysql",
     "pymysql": "mysql",
     "aiosqlite": "sqlite",
