@@ -23,7 +23,8 @@ ENDLESS = web.AppKey("endless", WeakSet[Any])  # the tasks of streams and socket
 async def index(request: web.Request) -> web.Response:
     session = await aiohttp_store.get_session(request)
     visits = await session.apply(count)
-    return web.json_response({"visits": visits, "scheme": request.scheme, "host": request.host, "you": request.remote})
+    told = {"visits": visits, "scheme": request.scheme, "host": request.host, "you": request.remote}
+    return web.json_response(told, headers={"Cache-Control": "no-store"})
 
 
 def count(session: aiohttp_store.Session) -> int:

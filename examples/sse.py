@@ -1,6 +1,7 @@
 """Server-sent events: a page that follows what other tabs do to its session, until the logout.
 
 Run it with: python examples/sse.py redis://localhost:6379/0
+Over HTTP/1.1 a browser opens six connections to one host at most, so a seventh tab waits until another is closed.
 """
 
 import argparse

@@ -301,6 +301,7 @@ async def test_behind_nginx_the_cookie_is_secure_and_the_browser_cannot_lie(
         assert re.fullmatch(r"__Host-session=[\w-]{43}; Path=/; Secure; HttpOnly; SameSite=Lax", cookie)
         assert response.headers["Cache-Control"] == "no-store"
         async with ann.get("/", headers=forged) as answer:
+            assert answer.headers["Cache-Control"] == "no-store"
             told = await answer.json()
         assert told["scheme"] == "https"
         assert told["host"] == f"127.0.0.1:{nginx.port}"
