@@ -273,6 +273,37 @@ async def test_the_login_example_ends_a_login_that_is_unused_or_90_days_old(
                 assert response.url.path == "/login"
 
 
+LOGINS = {
+    "demo.py": {"user": "Ann <3"},
+    "login.py": {"user": "ann", "password": "correct horse"},
+    "sse.py": {"name": "Ann <3"},
+    "two_apps.py": {"user": "Ann <3"},
+    "websocket_chat.py": {"name": "Ann <3"},
+}
+
+
+@pytest.mark.parametrize("example", LOGINS)
+async def test_each_login_gives_a_new_id_and_escapes_the_name(example: str) -> None:
+    make_app = names_of(example)["make_app"]
+    app = make_app("memory://", "memory://") if example == "two_apps.py" else make_app("memory://")
+    ids = set()
+    async with TestClient(TestServer(app)) as client:
+        for _ in range(2):
+            async with client.post("/login", data=LOGINS[example]) as response:
+                assert ("Ann &lt;3" if example != "login.py" else "You are ann.") in await response.text()
+            (cookie,) = client.session.cookie_jar
+            ids.add(cookie.value)
+    assert len(ids) == 2
+
+
+async def test_the_login_example_knows_no_other_user_without_a_password() -> None:
+    async with (
+        TestClient(TestServer(names_of("login.py")["make_app"]("memory://"))) as client,
+        client.post("/login", data={"user": "nobody"}) as response,
+    ):
+        assert response.status == 403
+
+
 async def test_the_login_example_ends_the_session_at_the_logout() -> None:
     request = make_mocked_request("POST", "/logout")
     session = set_session(request, {"user": "ann"})
