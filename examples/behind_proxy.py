@@ -6,6 +6,9 @@ then nginx as examples/nginx.conf says.
 
 import argparse
 import asyncio
+from contextlib import suppress
+from typing import Any
+from weakref import WeakSet
 
 import aiohttp_remotes
 from aiohttp import WSMsgType, web
@@ -14,12 +17,14 @@ import aiohttp_store
 from aiohttp_store import Cookie
 
 PROXIES = [["127.0.0.1", "::1"]]  # one proxy, at one of these addresses
+ENDLESS = web.AppKey("endless", WeakSet[Any])  # the tasks of streams and sockets
 
 
 async def index(request: web.Request) -> web.Response:
     session = await aiohttp_store.get_session(request)
     visits = await session.apply(count)
-    return web.json_response({"visits": visits, "scheme": request.scheme, "host": request.host, "you": request.remote})
+    told = {"visits": visits, "scheme": request.scheme, "host": request.host, "you": request.remote}
+    return web.json_response(told, headers={"Cache-Control": "no-store"})
 
 
 def count(session: aiohttp_store.Session) -> int:
@@ -45,11 +50,13 @@ async def events(request: web.Request) -> web.StreamResponse:
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
+    request.app[ENDLESS].add(asyncio.current_task())
     while True:
         await response.write(f"data: {session.get('visits', 0)}\n\n".encode())
         await asyncio.sleep(15)
         try:
-            await session.reload()
+            with suppress(aiohttp_store.StorageUnavailable):  # the next check may find it back
+                await session.reload()
         except aiohttp_store.SessionGone:
             return response
 
@@ -58,6 +65,7 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     session = await aiohttp_store.get_session(request)
     socket = web.WebSocketResponse(heartbeat=30)  # more often than nginx' proxy_read_timeout
     await socket.prepare(request)
+    request.app[ENDLESS].add(asyncio.current_task())
     async for message in socket:
         if message.type is WSMsgType.TEXT:
             await socket.send_str(f"{session.get('user', 'somebody')} says {message.data}")
@@ -68,8 +76,16 @@ async def health(_: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
+async def end(app: web.Application) -> None:
+    """End what does not end by itself, as the server waits for its handlers; browsers then come to another process."""
+    for task in app[ENDLESS]:
+        task.cancel()
+
+
 async def make_app(storage: str) -> web.Application:
     app = web.Application()
+    app[ENDLESS] = WeakSet()
+    app.on_shutdown.append(end)
     app.router.add_get("/", index)
     app.router.add_post("/login", login)
     app.router.add_get("/about", about)
@@ -87,7 +103,10 @@ def main() -> None:
     parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
     parser.add_argument("--port", type=int, default=8081, help="0: any free one")
     options = parser.parse_args()
-    web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    try:
+        web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import argparse
 import json
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 import aiohttp_store
 
@@ -53,7 +54,7 @@ async def index(request: web.Request) -> web.Response:
     session = await aiohttp_store.get_session(request)
     session.setdefault("total", 0)  # begins the session: ten first requests at once would begin ten
     page = PAGE.replace("TOTAL", str(session["total"])).replace("GOODS", json.dumps(GOODS))
-    return web.Response(text=page, content_type="text/html")
+    return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
 
 
 def count(session: aiohttp_store.Session) -> int:
@@ -61,8 +62,18 @@ def count(session: aiohttp_store.Session) -> int:
     return int(session["total"])
 
 
+async def fields_of(request: web.Request) -> dict[str, str]:
+    """Give the form's fields, where aiohttp would answer 500 to a form that cannot be read."""
+    try:
+        fields = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        "".join(fields.values()).encode()  # some encodings have characters that no other has
+    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError, HttpProcessingError) as error:
+        raise web.HTTPBadRequest(text="the form cannot be read") from error
+    return fields
+
+
 async def add(request: web.Request) -> web.Response:
-    item = (await request.post()).get("item")
+    item = (await fields_of(request)).get("item")
     if item not in GOODS:
         raise web.HTTPBadRequest(text="there is no such thing")
     session = await aiohttp_store.get_session(request)
@@ -99,7 +110,10 @@ def main() -> None:
     parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     options = parser.parse_args()
-    web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    try:
+        web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 from html import escape
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 import aiohttp_store
 
@@ -89,9 +90,19 @@ async def index(request: web.Request) -> web.Response:
     return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
 
 
+async def fields_of(request: web.Request) -> dict[str, str]:
+    """Give the form's fields, where aiohttp would answer 500 to a form that cannot be read."""
+    try:
+        fields = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        "".join(fields.values()).encode()  # some encodings have characters that no other has
+    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError, HttpProcessingError) as error:
+        raise web.HTTPBadRequest(text="the form cannot be read") from error
+    return fields
+
+
 async def login(request: web.Request) -> web.Response:
     """Take anybody's word for who they are, which an app of yours will not."""
-    user = str((await request.post()).get("user", "")).strip()
+    user = (await fields_of(request)).get("user", "").strip()
     if user:
         session = await aiohttp_store.get_session(request)
         session.renew(login=True)  # an id that somebody planted before the login is worth nothing after it
@@ -100,12 +111,16 @@ async def login(request: web.Request) -> web.Response:
 
 
 async def add(request: web.Request) -> web.Response:
-    item = (await request.post()).get("item")
+    item = (await fields_of(request)).get("item")
     if item not in GOODS:
         raise web.HTTPBadRequest(text="there is no such thing")
     session = await aiohttp_store.get_session(request)
-    cart = session.setdefault("cart", {})
-    cart[item] = cart.get(item, 0) + 1  # a nested change is seen
+
+    def change(session: aiohttp_store.Session) -> None:
+        cart = session.setdefault("cart", {})
+        cart[item] = cart.get(item, 0) + 1  # a nested change is seen
+
+    await session.apply(change)  # another tab may add at the same time, and neither is lost
     raise web.HTTPSeeOther("/#cart")  # the next Tab goes to the goods again
 
 
@@ -135,10 +150,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         app = make_app(options.storage)
-    except aiohttp_store.ConfigError as error:
+        print(f"Sessions are kept in {aiohttp_store.StorageURL.parse(options.storage)}")
+        web.run_app(app, host=options.host, port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
         parser.error(str(error))
-    print(f"Sessions are kept in {aiohttp_store.StorageURL.parse(options.storage)}")
-    web.run_app(app, host=options.host, port=options.port)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import argparse
 from html import escape
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 import aiohttp_store
 
@@ -54,8 +55,18 @@ async def index(request: web.Request) -> web.Response:
     return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
 
 
+async def fields_of(request: web.Request) -> dict[str, str]:
+    """Give the form's fields, where aiohttp would answer 500 to a form that cannot be read."""
+    try:
+        fields = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        "".join(fields.values()).encode()  # some encodings have characters that no other has
+    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError, HttpProcessingError) as error:
+        raise web.HTTPBadRequest(text="the form cannot be read") from error
+    return fields
+
+
 async def order(request: web.Request) -> web.Response:
-    item = str((await request.post()).get("item", "")).strip()[:40]
+    item = (await fields_of(request)).get("item", "").strip()[:40]
     if not item:
         await flash(request, "Nothing was ordered.")
         raise web.HTTPSeeOther("/")
@@ -82,7 +93,10 @@ def main() -> None:
     parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     options = parser.parse_args()
-    web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    try:
+        web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -201,5 +201,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     app = web.Application()
     app.router.add_get("/", index)
-    aiohttp_store.setup(app, given.storage)
-    web.run_app(app, host="127.0.0.1", port=given.port)
+    try:
+        aiohttp_store.setup(app, given.storage)
+        web.run_app(app, host="127.0.0.1", port=given.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))

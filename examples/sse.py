@@ -1,6 +1,7 @@
 """Server-sent events: a page that follows what other tabs do to its session, until the logout.
 
 Run it with: python examples/sse.py redis://localhost:6379/0
+Over HTTP/1.1 a browser opens six connections to one host at most, so a seventh tab waits until another is closed.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 import aiohttp_store
 
@@ -52,12 +54,22 @@ async def index(request: web.Request) -> web.Response:
     if "name" in session:
         presses, began = session.get("presses", 0), session.get("began", "never")
         page = EVENTS.format(name=escape(session["name"]), presses=presses, began=began)
-    return web.Response(text=HEAD + page, content_type="text/html")
+    return web.Response(text=HEAD + page, content_type="text/html", headers={"Cache-Control": "no-store"})
+
+
+async def fields_of(request: web.Request) -> dict[str, str]:
+    """Give the form's fields, where aiohttp would answer 500 to a form that cannot be read."""
+    try:
+        fields = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        "".join(fields.values()).encode()  # some encodings have characters that no other has
+    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError, HttpProcessingError) as error:
+        raise web.HTTPBadRequest(text="the form cannot be read") from error
+    return fields
 
 
 async def login(request: web.Request) -> web.Response:
     """Take anybody's word for who they are, which an app of yours will not."""
-    name = str((await request.post()).get("name", "")).strip()[:40]
+    name = (await fields_of(request)).get("name", "").strip()[:40]
     if name:
         session = await aiohttp_store.get_session(request)
         session.renew(login=True)
@@ -129,7 +141,10 @@ def main() -> None:
     parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     options = parser.parse_args()
-    web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    try:
+        web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

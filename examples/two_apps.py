@@ -8,16 +8,20 @@ from datetime import timedelta
 from html import escape
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 import aiohttp_store
 from aiohttp_store import Cookie
 
 PAGE = """<!doctype html>
+<html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <h1>{title}</h1>
 <p>{state}</p>
-<form method="post" action="{path}login"><label>Name <input name="user" required></label> <button>Log in</button></form>
+<form method="post" action="{path}login">
+<label>Name <input name="user" required maxlength="40"></label> <button>Log in</button></form>
 <form method="post" action="{path}logout"><button>Log out</button></form>
 <p><a href="/">Shop</a> <a href="/help/">Help</a> <a href="/admin/">Admin</a>
 """
@@ -30,14 +34,26 @@ async def index(request: web.Request) -> web.Response:
     user = session.get("user")
     state = f"Logged in as {escape(user)}" if user else "Not logged in"
     page = PAGE.format(title=request.app[TITLE], path=request.app[PATH], state=state)
-    return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-cache"})
+    return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
+
+
+async def fields_of(request: web.Request) -> dict[str, str]:
+    """Give the form's fields, where aiohttp would answer 500 to a form that cannot be read."""
+    try:
+        fields = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        "".join(fields.values()).encode()  # some encodings have characters that no other has
+    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError, HttpProcessingError) as error:
+        raise web.HTTPBadRequest(text="the form cannot be read") from error
+    return fields
 
 
 async def login(request: web.Request) -> web.Response:
     """Take anybody's word for who they are, which an app of yours will not."""
-    session = await aiohttp_store.get_session(request)
-    session.renew(login=True)
-    session["user"] = str((await request.post()).get("user", ""))[:40]
+    user = (await fields_of(request)).get("user", "").strip()[:40]
+    if user:
+        session = await aiohttp_store.get_session(request)
+        session.renew(login=True)
+        session["user"] = user
     raise web.HTTPSeeOther(request.app[PATH])
 
 
@@ -75,7 +91,10 @@ def main() -> None:
     parser.add_argument("admin", nargs="?", default="memory://", help="as redis://localhost/0?prefix=admin:")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     options = parser.parse_args()
-    web.run_app(make_app(options.shop, options.admin), host="127.0.0.1", port=options.port)
+    try:
+        web.run_app(make_app(options.shop, options.admin), host="127.0.0.1", port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

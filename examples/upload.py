@@ -12,6 +12,7 @@ from html import escape
 from typing import IO
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 import aiohttp_store
 
@@ -19,7 +20,9 @@ LIMIT = 32 << 20  # bytes of one request
 CHUNK = 256 << 10
 
 PAGE = """<!doctype html>
+<html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Uploads</title>
 <h1>Uploads</h1>
 <ul>{uploads}</ul>
@@ -34,7 +37,7 @@ async def index(request: web.Request) -> web.Response:
     uploads = (await aiohttp_store.get_session(request)).get("uploads", {}).values()
     items = [f"<li>{escape(one['name'])}: {one['size']} bytes, SHA-256 {one['sha256']}</li>" for one in uploads]
     page = PAGE.format(uploads="".join(items) or "<li>nothing yet</li>")
-    return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-cache"})
+    return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
 
 
 async def upload(request: web.Request) -> web.Response:
@@ -43,7 +46,7 @@ async def upload(request: web.Request) -> web.Response:
     with tempfile.TemporaryFile() as file:
         try:
             uploaded = await receive(request, file)
-        except (ValueError, ConnectionError) as error:
+        except (ValueError, ConnectionError, web.RequestPayloadError, HttpProcessingError) as error:
             raise web.HTTPBadRequest(text="the upload is malformed or was cut off") from error
         # Here an app of yours takes the file to where it belongs.
     # A key of its own for each: what other requests of this visitor have stored meanwhile is merged key by key.
@@ -71,7 +74,8 @@ async def receive(request: web.Request, file: IO[bytes]) -> dict[str, str | int]
         await asyncio.to_thread(file.write, chunk)  # a disk may make it wait
     if await form.next() is not None:  # also where the end is missing
         raise ValueError("the form has one field, 'file'")
-    return {"name": part.filename or "", "size": size, "sha256": digest.hexdigest()}
+    name = (part.filename or "")[:100].encode(errors="replace").decode()  # it may hold bytes that are no text
+    return {"name": name, "size": size, "sha256": digest.hexdigest()}
 
 
 def refuse_too_large(size: int) -> None:
@@ -98,7 +102,10 @@ def main() -> None:
     parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     options = parser.parse_args()
-    web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    try:
+        web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from contextlib import suppress
 from html import escape
 
 from aiohttp import WSCloseCode, WSMsgType, web
-from yarl import URL
+from aiohttp.http import HttpProcessingError
 
 import aiohttp_store
 
 CHECK_EVERY = 1.0
 """Seconds after which a silent socket learns at the latest that its visitor has logged out elsewhere."""
+SEND_WITHIN = 1.0
+"""Seconds."""
 SOCKETS = web.AppKey("sockets", set[web.WebSocketResponse])
 
 HEAD = """<!doctype html>
@@ -62,12 +64,22 @@ CHAT = """<div id="log" role="log" tabindex="0" aria-label="Messages"></div>
 async def index(request: web.Request) -> web.Response:
     session = await aiohttp_store.get_session(request)
     page = CHAT.replace("NAME", escape(session["name"])) if "name" in session else LOGIN
-    return web.Response(text=HEAD + page, content_type="text/html")
+    return web.Response(text=HEAD + page, content_type="text/html", headers={"Cache-Control": "no-store"})
+
+
+async def fields_of(request: web.Request) -> dict[str, str]:
+    """Give the form's fields, where aiohttp would answer 500 to a form that cannot be read."""
+    try:
+        fields = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        "".join(fields.values()).encode()  # some encodings have characters that no other has
+    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError, HttpProcessingError) as error:
+        raise web.HTTPBadRequest(text="the form cannot be read") from error
+    return fields
 
 
 async def login(request: web.Request) -> web.Response:
     """Take anybody's word for who they are, which an app of yours will not."""
-    name = str((await request.post()).get("name", "")).strip()[:40]
+    name = (await fields_of(request)).get("name", "").strip()[:40]
     if name:
         session = await aiohttp_store.get_session(request)
         session.renew(login=True)
@@ -88,7 +100,7 @@ def count(session: aiohttp_store.Session) -> int:
 async def chat(request: web.Request) -> web.WebSocketResponse:
     session = await aiohttp_store.get_session(request)
     # The pages of other sites can open sockets here, and those of sibling domains with our cookie.
-    is_own_page = URL(request.headers.get("Origin", "")).authority == request.host
+    is_own_page = request.headers.get("Origin", "").partition("://")[2] == request.host
     if "name" not in session or not is_own_page:
         raise web.HTTPForbidden
     socket = web.WebSocketResponse(heartbeat=30, max_msg_size=4096)
@@ -101,9 +113,13 @@ async def chat(request: web.Request) -> web.WebSocketResponse:
             if message.type is WSMsgType.TEXT:
                 number = await session.apply(count)  # also raises SessionGone after a logout
                 said = {"name": session["name"], "text": message.data, "number": number}
-                await asyncio.gather(*(other.send_json(said) for other in sockets), return_exceptions=True)
+                with suppress(TimeoutError):  # who does not read must not keep the others waiting
+                    async with asyncio.timeout(SEND_WITHIN):
+                        await asyncio.gather(*(other.send_json(said) for other in sockets), return_exceptions=True)
     except aiohttp_store.SessionGone:
         await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"logged out")
+    except aiohttp_store.StorageUnavailable:
+        await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"try again later")
     finally:
         sockets.discard(socket)
         watch.cancel()
@@ -143,7 +159,10 @@ def main() -> None:
     parser.add_argument("storage", nargs="?", default="memory://", help="as redis://localhost:6379/0")
     parser.add_argument("--port", type=int, default=8080, help="0: any free one")
     options = parser.parse_args()
-    web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    try:
+        web.run_app(make_app(options.storage), host="127.0.0.1", port=options.port)
+    except (aiohttp_store.ConfigError, OSError) as error:  # a wrong URL, a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from aiohttp import ClientResponse, ClientSession, ClientWebSocketResponse, WSMs
 from aiohttp.test_utils import TestClient, TestServer
 
 import aiohttp_store
-from aiohttp_store import Record, StorageUnavailable
+from aiohttp_store import Outcome, Record, StorageUnavailable, Write
 from aiohttp_store.testing import freeze
 
 from .conftest import SHARED
@@ -224,7 +224,8 @@ async def test_the_chat_refuses_the_anonymous_and_the_pages_of_others() -> None:
         assert '<form method="post" action="/login">' in await page(ann, address)
         assert await refused(origin=address) == 403
         await log_in(ann, address, "Ann")
-        assert await refused(origin="https://evil.example") == 403
+        for origin in ("https://evil.example", f"https://evil@{address[7:]}", "http://[", "http://a:999999", "null"):
+            assert await refused(origin=origin) == 403
         assert await refused() == 403
         async with ann.ws_connect(f"{address}/chat", origin=address):
             pass
@@ -275,6 +276,39 @@ async def test_who_speaks_after_a_logout_in_another_tab_is_not_heard() -> None:
                 await socket.send_str("hello")
             assert await end_of(sockets[0]) == (1008, "logged out")
             assert await said(sockets[1]) == ("Bob", "hello", 1)
+
+
+async def test_the_chat_waits_for_nobody_who_does_not_read() -> None:
+    async with running("websocket_chat.py") as address, visitor() as ann, visitor() as bob:
+        for browser, name in ((ann, "Ann"), (bob, "Bob")):
+            await log_in(browser, address, name)
+        async with (
+            ann.ws_connect(f"{address}/chat", origin=address) as of_ann,
+            bob.ws_connect(f"{address}/chat", origin=address) as of_bob,
+        ):
+            assert of_bob._response.connection is not None
+            assert of_bob._response.connection.transport is not None
+            of_bob._response.connection.transport.pause_reading()
+            loop, slowest, text = asyncio.get_running_loop(), 0.0, "x" * 4000
+            while slowest < 0.5:  # until the buffers on the way to Bob are full
+                begun = loop.time()
+                await of_ann.send_str(text)
+                assert (await said(of_ann))[:2] == ("Ann", text)
+                slowest = max(slowest, loop.time() - begun)
+            of_bob._response.connection.transport.abort()
+
+
+async def test_who_speaks_during_an_outage_is_told_to_come_again(caplog: pytest.LogCaptureFixture) -> None:
+    storage = Faltering()
+    async with TestClient(TestServer(names_of("websocket_chat.py")["make_app"](storage))) as client:
+        async with client.post("/login", data={"name": "Ann"}):
+            pass
+        origin = str(client.make_url("")).rstrip("/")
+        async with client.ws_connect("/chat", origin=origin) as socket:
+            storage.down = True
+            await socket.send_str("hello")
+            assert await end_of(socket) == (1013, "try again later")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 # Server-sent events.
@@ -381,6 +415,11 @@ class Faltering(Remote):
             self.failed.set()
             raise StorageUnavailable("down")
         return await super().load(keys)
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        if self.down:
+            raise StorageUnavailable("down")
+        return await super().save(writes)
 
 
 async def test_an_outage_ends_neither_the_stream_nor_the_watch_over_the_socket() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from aiohappyeyeballs import AddrInfoType
-from aiohttp import ClientResponse, ClientSession, CookieJar, FormData, TCPConnector, web
+from aiohttp import ClientResponse, ClientSession, CookieJar, FormData, TCPConnector, WSMsgType, web
 from yarl import URL
 
 from aiohttp_store.cookie import key_of_id
@@ -108,6 +108,19 @@ async def test_an_upload_that_is_malformed_is_refused(content_type: str, body: b
         async with ann.post(address, data=body, headers={"Content-Type": content_type}) as response:
             assert response.status == status
         assert "nothing yet" in await page(ann, address)
+
+
+@pytest.mark.parametrize(
+    ("filename", "shown"),
+    [(b"t\xe9.pdf", "t?.pdf"), (b"x" * 7000, "x" * 100), (b"<b>.pdf", "&lt;b&gt;.pdf")],
+    ids=["no text", "long", "HTML"],
+)
+async def test_a_name_that_is_no_text_or_very_long_is_mended(filename: bytes, shown: str) -> None:
+    async with running("upload.py") as address, visitor() as ann:
+        body = HEAD.replace(b"tea.pdf", filename) + b"xxx" + TAIL
+        async with ann.post(address, data=body, headers=FORM) as response:
+            assert response.status == 200
+            assert row(shown, b"xxx") in await response.text()
 
 
 @asynccontextmanager
@@ -250,7 +263,7 @@ def nginx(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     finally:
         nginx.stop()
         for app in nginx.apps:
-            app.kill()  # it would first wait for its streams
+            app.stop()
 
 
 @asynccontextmanager
@@ -288,6 +301,7 @@ async def test_behind_nginx_the_cookie_is_secure_and_the_browser_cannot_lie(
         assert re.fullmatch(r"__Host-session=[\w-]{43}; Path=/; Secure; HttpOnly; SameSite=Lax", cookie)
         assert response.headers["Cache-Control"] == "no-store"
         async with ann.get("/", headers=forged) as answer:
+            assert answer.headers["Cache-Control"] == "no-store"
             told = await answer.json()
         assert told["scheme"] == "https"
         assert told["host"] == f"127.0.0.1:{nginx.port}"
@@ -334,6 +348,21 @@ async def test_a_websocket_and_events_pass_through_nginx(nginx: Nginx) -> None:
             assert response.connection is not None
             assert response.connection.transport is not None
             response.connection.transport.abort()  # nginx would close after the next event
+
+
+async def test_an_app_behind_a_proxy_ends_although_streams_and_sockets_are_open(servers: Servers) -> None:
+    """Else it would wait a minute for them, and `running` does not."""
+    forwarded = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example"}
+    async with ClientSession(headers=forwarded) as ann:
+        async with running("behind_proxy.py", new_url(servers, "redis")) as address:
+            stream = await ann.get(f"{address}/events")
+            assert await stream.content.readline() == b"data: 0\n"
+            socket = await ann.ws_connect(f"{address}/ws")
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "somebody says hello"
+        assert (await socket.receive()).type in {WSMsgType.CLOSE, WSMsgType.CLOSED}
+        stream.close()
+        await socket.close()
 
 
 async def test_nginx_refuses_a_body_that_is_too_large(nginx: Nginx) -> None:
