@@ -180,3 +180,39 @@ async def test_ten_fetches_at_a_time_lose_nothing(browser: Browser, storage_url:
         shown = await page.goto(str(server.make_url("/")))
         assert shown is not None
         assert await shown.json() == {"total": 10} | {str(number): 1 for number in range(10)}
+
+
+async def test_the_button_of_the_cart_example_loses_none_of_ten(browser: Browser, storage_url: str) -> None:
+    async with running("cart.py", storage_url) as address, visitor(browser) as ann:
+        page = await opened(ann, address)
+        for pressed in (1, 2):
+            await page.get_by_role("button", name="Add ten goods").click()
+            await expect(page.locator("#total")).to_have_text(str(10 * pressed))
+            await expect(page.locator("#result")).to_have_text("10 of 10")
+
+
+async def test_a_logout_in_another_tab_reaches_the_pages_of_the_chat_and_the_events(
+    browser: Browser, storage_url: str
+) -> None:
+    async def logged_in(context: BrowserContext, address: str) -> tuple[Page, Page]:
+        page = await opened(context, address)
+        await page.get_by_label("Name").fill("Ann")
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_role("button", name="Log out")).to_be_visible()
+        return page, await opened(context, address)
+
+    async with running("websocket_chat.py", storage_url) as address, visitor(browser) as ann:
+        page, other = await logged_in(ann, address)
+        for tab in (page, other):
+            await expect(tab.get_by_role("status")).to_have_text("Connected")
+        await other.get_by_label("Ann:").fill("<b>Hello</b>")
+        await other.get_by_role("button", name="Send").click()
+        await expect(page.get_by_role("log")).to_have_text("Ann (1): <b>Hello</b>")
+        await other.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_role("status")).to_have_text("Disconnected: logged out")
+    async with running("sse.py", storage_url) as address, visitor(browser) as ann:
+        page, other = await logged_in(ann, address)
+        await other.get_by_role("button", name="Press").click()
+        await expect(page.locator("#presses")).to_have_text("1")
+        await other.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_role("button", name="Log in")).to_be_visible()
