@@ -289,17 +289,24 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
         try:
             items, waiters = self._take()
             self._is_crowded = len(items) > 1
-            if self._is_waiting() and self._until_place() <= 0:  # they found no room
-                self._depart()
+            self._plan(0)
             if items:
                 await self._carry(items, waiters)
         finally:
             self._trips.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
-            if self._is_waiting():
-                if (patience := self._until_place()) <= 0:
-                    self._linger(LINGER)
-                elif self._due is None:
-                    self._due = asyncio.get_running_loop().call_later(patience, self._depart)
+            self._plan(LINGER)
+
+    def _plan(self, turns: int) -> None:
+        """Set the next departure anew, after so many turns if there is a place; none, if nobody waits for it."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if not self._is_waiting():
+            return
+        if (patience := self._until_place()) > 0:
+            self._due = asyncio.get_running_loop().call_later(patience, self._depart)
+        else:
+            self._linger(turns)
 
     def _until_place(self) -> float:
         """Give the seconds until another trip may depart, 0 or less for now."""
@@ -310,8 +317,6 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
 
     def _linger(self, turns: int) -> None:
         """Let the requests join that came while this turn of the event loop was busy with the answers."""
-        if self._due is not None:
-            self._due.cancel()
         if turns:
             self._due = asyncio.get_running_loop().call_soon(self._linger, turns - 1)
         else:

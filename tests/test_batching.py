@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, DummyCookieJar, web
+from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
 
 from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
 from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, PATIENCE, Batcher, ShardedBatcher
 from aiohttp_store.storage import Sharded
 
-from .conftest import Serve
+from .conftest import STORAGES, Serve
 
 Lanes = Batcher[None, Record | None]
 
@@ -243,13 +243,13 @@ async def test_a_write_that_was_reported_as_failed_before_it_departed_is_not_car
     batcher = lanes_of(storage)
     told: list[object] = []
     large = bytes(MAX_BYTES)
-    asked = [batcher.save(Write(f"k{number}", None, large, 1), told.append) for number in range(4)]
-    asked[3].cancel()
+    asked = [batcher.save(Write(f"k{number}", None, large, 1), told.append) for number in range(6)]
+    asked[5].cancel()
     results = await asyncio.gather(*asked, return_exceptions=True)
-    assert [type(result) for result in results] == [StorageUnavailable] * 3 + [asyncio.CancelledError]
+    assert [type(result) for result in results] == [StorageUnavailable] * 5 + [asyncio.CancelledError]
     storage.gate.set()
     await settle(0.01)
-    assert sorted(storage.trips) == [["k0"], ["k1"]]
+    assert sorted(storage.trips) == [["k0"], ["k1"], ["k2"], ["k3"]]  # the latter after half of the former's deadline
     assert [type(error) for error in told] == [StorageUnavailable]
     assert not batcher._saves._waiting
 
@@ -496,6 +496,53 @@ async def test_what_waits_behind_trips_that_hang_goes_on_when_a_later_one_is_bac
     await batcher.finish(0.1)
 
 
+async def test_who_boards_a_trip_that_has_not_begun_leaves_nothing_behind_that_holds_up_the_next() -> None:
+    class Asking(Gated):
+        async def load(self, keys: Sequence[str]) -> list[Record | None]:
+            if len(self.trips) == 0:  # the second trip is due, and has taken nobody yet
+                waiting.append(batcher.load("late", None))
+            return await super().load(keys)
+
+    storage = Asking()
+    storage.timeout = 3600.0
+    batcher = lanes_of(storage)
+    waiting: list[asyncio.Future[Record | None]] = []
+    waiting += [batcher.load(f"{number}", None) for number in range(MAX_KEYS + 1)]
+    await settle()
+    assert storage.trips[1:] == [[f"{MAX_KEYS}", "late"]]
+    storage.gate.set()
+    await asyncio.gather(*waiting)
+    async with asyncio.timeout(5):
+        assert await batcher.load("next", None) == Record(b"v", b"next")
+
+
+@pytest.mark.parametrize("callers", [1, 2, 3, MAX_KEYS, MAX_KEYS + 1, 4 * MAX_KEYS])
+async def test_nobody_is_forgotten_whatever_the_order_of_arrivals_and_answers(callers: int) -> None:
+    chance = random.Random(callers)
+
+    class Unsteady(Gated):
+        async def _travel(self, keys: list[str]) -> None:
+            for _ in range(chance.choice((0, 1, 2, 3, 50))):
+                await asyncio.sleep(0)
+            await asyncio.sleep(chance.choice((0, PATIENCE / 2, PATIENCE * 1.5)))
+
+    storage = Unsteady()
+    storage.timeout = 3600.0
+    batcher = lanes_of(storage)
+
+    async def ask(caller: int) -> None:
+        for number in range(100):
+            key = f"{caller}.{number}"
+            if chance.random() < 1 / 3:
+                assert await batcher.save(Write(key, None, b"x", 1)) == Saved(b"x")
+            else:
+                assert await batcher.load(key, None) == Record(b"v", key.encode())
+            await asyncio.sleep(chance.choice((0, PATIENCE / 2, PATIENCE)))
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*map(ask, range(callers)))
+
+
 class Lettered(Sharded):
     """A storage over one server for each letter that keys begin with."""
 
@@ -591,3 +638,23 @@ async def test_no_visitor_meets_another_although_requests_are_cancelled(serve: S
         await asyncio.gather(*(visit(f"v{number}") for number in range(48)))
     assert answered > 48
     assert cancelled > 48
+
+
+@pytest.mark.parametrize("storage_name", [name for name in STORAGES if name != "memory"], indirect=True)
+async def test_no_visitor_waits_for_a_deadline_while_the_server_answers(
+    serve: Serve, make_url: Callable[..., str]
+) -> None:
+    client = await serve(name, storage=make_url(timeout=600))
+
+    async def visit(visitor: int) -> None:
+        cookies: dict[str, str] = {}
+        for turn in range(6):
+            async with browsers.get(
+                client.make_url("/name"), params={"name": visitor, "turn": turn}, cookies=cookies
+            ) as response:
+                assert response.status == 200, await response.text()
+                cookies |= {key: morsel.value for key, morsel in response.cookies.items()}
+
+    async with ClientSession(cookie_jar=DummyCookieJar(), connector=TCPConnector(limit=0)) as browsers:
+        async with asyncio.timeout(60):
+            await asyncio.gather(*map(visit, range(4 * MAX_KEYS)))
