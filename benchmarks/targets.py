@@ -17,6 +17,8 @@ SHARES = {
 }
 _TIMES_AIOHTTP_SESSION = (("read", USUAL, 2.8), ("write", USUAL, 3.5), ("read", 1, 1.0), ("write", 1, 1.0))
 _CROWDS = (256, 1000)
+_CROWDED = 256
+_STEADY = 0.7
 _TAIL = 2.0
 OURS = [name for name in CONTENDERS if name.startswith("ours ")]
 
@@ -41,6 +43,16 @@ def rows(requests: Requests) -> Iterator[list[str]]:
         if measured := [case for case in cases if case in requests]:
             errors = sum(map(requests.errors, measured))
             yield _row(f"ours, all storages at {connections}: errors", "0", str(errors), not errors)
+    for name in SHARES:  # the least of all rounds, as a standstill now and then is hidden in a median
+        steady = [
+            (requests.share(crowded).least / requests.share(usual).median, usual.mode)
+            for usual, crowded in ((Case(name, mode, USUAL, MANY), Case(name, mode, _CROWDED, MANY)) for mode in MODES)
+            if usual in requests and crowded in requests
+        ]
+        if steady:
+            part, mode = min(steady)
+            what = f"{name}: the worst share at {_CROWDED} / that at {USUAL}"
+            yield _row(what, f">= {_STEADY}", f"{part:.2f} ({mode})", part >= _STEADY)
     for name in SHARES:
         times = {
             case.mode: requests.milliseconds(case)
