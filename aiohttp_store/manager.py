@@ -84,7 +84,7 @@ class Manager(BaseKeeper):
             if isinstance(storage, Sharded)
             else Batcher(storage, self._read, self._left)
         )
-        self._turns = Turns()
+        self._turns: Turns[Stored] = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -250,14 +250,23 @@ class Manager(BaseKeeper):
         """Write until it is done; `record` was in the way of an attempt before, in a budget that `ends` then."""
         async with self._writing(session, ends) as attempt:
             session._forced |= is_forced
-            if record is None:
-                record = await attempt()
+            record = self._left_by_others(session, record) or await attempt()
             while record is not None:
                 self._rebase(session, record, self._on_conflict)
                 record = await attempt()
 
+    def _left_by_others(self, session: Session, record: Record | None = None) -> Record | None:
+        """Give what the writer before has left, if it is newer than the session and `record`: it spares a conflict."""
+        stored = session._stored
+        if stored is None or session._gone:
+            return record
+        newest = self._turns.written_after(stored.key, (record or stored).version)
+        return record if newest is None else Record(newest.version, newest.envelope.pack())
+
     async def _apply(self, session: Session, change: Callable[[Session], T]) -> T:
         async with self._writing(session) as attempt:
+            if (newest := self._left_by_others(session)) is not None:
+                self._rebase(session, newest, "merge")
             while True:
                 life, pending = session._life, self._copy(session._data)
                 sent = None
@@ -337,8 +346,12 @@ class Manager(BaseKeeper):
         write = Write(key, version, envelope.pack() if draft else None, ttl)
         outcome = await self._batcher.save(write, asker)
         if type(outcome) is Saved:
-            self._settle(session, life, Stored(session_id, key, outcome.version, envelope) if draft else None)
-            if not draft:
+            if draft:
+                written = Stored(session_id, key, outcome.version, envelope)
+                self._turns.leave(key, version, written)
+                self._settle(session, life, written)
+            else:
+                self._settle(session, life, None)
                 logger.info("session %s destroyed, as it was emptied", key[:8])
         elif type(outcome) is Conflict:
             return outcome.record

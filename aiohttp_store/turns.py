@@ -6,15 +6,28 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
 
 __all__ = ["Turns"]
 
+KNOWN = 256
+"""Versions that are remembered of one queue: how far behind a writer may be who is spared a conflict."""
 
-class Turns:
-    """A queue for each name, which exists as long as somebody has the turn."""
+Written = TypeVar("Written")
+
+
+class _Queue(deque[asyncio.Future[None]], Generic[Written]):
+    def __init__(self) -> None:
+        super().__init__()
+        self.older: deque[bytes] = deque(maxlen=KNOWN)  # the versions that were written over
+        self.newest: Written | None = None
+
+
+class Turns(Generic[Written]):
+    """A queue for each name, which exists as long as somebody has the turn; each leaves what he wrote to the next."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Hashable, deque[asyncio.Future[None]] | None] = {}  # None: somebody's turn, nobody waits
+        self._waiting: dict[Hashable, _Queue[Written] | None] = {}  # None: somebody's turn, nobody waits
 
     def take_now(self, *names: Hashable) -> bool:
         """Take the turns if all of them are free."""
@@ -37,12 +50,24 @@ class Turns:
             else:
                 del self._waiting[name]
 
+    def leave(self, name: Hashable, version: bytes, written: Written) -> None:
+        """Leave to the others what was written over that version in this turn."""
+        if (queue := self._waiting.get(name)) is not None:
+            queue.older.append(version)
+            queue.newest = written
+
+    def written_after(self, name: Hashable, version: bytes) -> Written | None:
+        """Give what those before wrote last, if one of them wrote over that version, so that it is newer for sure."""
+        queue = self._waiting.get(name)
+        return queue.newest if queue is not None and version in queue.older else None
+
     @asynccontextmanager
     async def of(self, name: Hashable) -> AsyncIterator[None]:
         """Have the turn for the block, after those who came before."""
         if not self.take_now(name):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            queue = self._waiting[name] = self._waiting[name] or deque()
+            if (queue := self._waiting[name]) is None:
+                queue = self._waiting[name] = _Queue()
             queue.append(future)
             try:
                 await future

@@ -291,13 +291,46 @@ async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server
     client = await start(serve, storage)
     await send(client, "/put", a=1)
 
-    async def one() -> None:
-        async with client.get("/increment") as response:
-            assert response.status == 200
+    async def one(number: int) -> None:
+        if number % 2:
+            async with client.get("/increment") as response:
+                assert response.status == 200
+        else:
+            assert await send(client, "/put", **{f"k{number}": number}) == 200
 
-    await asyncio.gather(*(one() for _ in range(100)))
-    assert (await shown(client))["n"] == 100
-    assert storage.saves <= 1 + 2 * 100  # a writer meets at most the one before it
+    await asyncio.gather(*map(one, range(200)))
+    assert await shown(client) == {"a": 1, "n": 100} | {f"k{number}": number for number in range(0, 200, 2)}
+    assert storage.saves <= 1 + 200 + 10  # each begins with what the one before has left
+
+
+@pytest.mark.parametrize("path", ["/put?wait=go", "/increment"])
+async def test_what_another_process_writes_between_two_writers_of_this_one_is_not_lost(path: str, serve: Serve) -> None:
+    class Between(Remote):
+        saves = 0
+
+        async def save(self, writes: Any) -> Any:
+            self.saves += 1
+            if self.saves == 1:
+                await queued.wait()
+            if self.saves == 2:  # by the second writer, over what the first has left
+                assert await send(other, "/put", theirs=1) == 200
+            return await super().save(writes)
+
+    storage, queued = Between(), asyncio.Event()
+    base = Remote()
+    storage.memory = base.memory
+    client, other = await start(serve, storage), await start(serve, base)
+    assert await send(other, "/put", a=1) == 200
+    client.session.cookie_jar.update_cookies({cookie.key: cookie.value for cookie in other.session.cookie_jar})
+    writers = [asyncio.create_task(send(client, path, **{f"k{number}": number})) for number in range(2)]
+    await asyncio.sleep(0.05)
+    EVENTS["go"].set()
+    await asyncio.sleep(0.05)
+    queued.set()
+    assert await asyncio.gather(*writers) == [200, 200]
+    ours = {"n": 2} if path == "/increment" else {"k0": 0, "k1": 1}
+    assert await shown(client) == {"a": 1, "theirs": 1} | ours
+    assert storage.saves == 3
 
 
 @pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])
