@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal, TypedDict, TypeVar
 
 from aiohttp import web
@@ -250,37 +250,68 @@ class Manager(BaseKeeper):
         """Write until it is done; `record` was in the way of an attempt before, in a budget that `ends` then."""
         async with self._writing(session, ends) as attempt:
             session._forced |= is_forced
-            record = self._left_by_others(session, record) or await attempt()
+            if record is not None:
+                self._rebase(session, record, self._on_conflict)
+            with self._anticipated(session, self._on_conflict) as undo:
+                record = await attempt()
+                if record is not None:
+                    undo()
             while record is not None:
                 self._rebase(session, record, self._on_conflict)
                 record = await attempt()
 
-    def _left_by_others(self, session: Session, record: Record | None = None) -> Record | None:
-        """Give what the writer before has left, if it is newer than the session and `record`: it spares a conflict."""
+    @contextmanager
+    def _anticipated(self, session: Session, on_conflict: OnConflict) -> Iterator[Callable[[], None]]:
+        """Rebase on what the writer before has left, as if it were in the way; give what undoes that, as errors do.
+
+        That it is still what is stored, only a write that succeeds can tell, so there is one in any case. A change
+        that was rebased on an older state may look like none.
+        """
         stored = session._stored
-        if stored is None or session._gone:
-            return record
-        newest = self._turns.written_after(stored.key, (record or stored).version)
-        return record if newest is None else Record(newest.version, newest.envelope.pack())
+        left = None if stored is None or session._gone else self._turns.left(stored.key)
+        if stored is None or left is None or left.envelope == stored.envelope or on_conflict == "raise":
+            yield lambda: None
+            return
+        life, data, forced = session._life, self._copy(session._data), session._forced
+        created, idle_timeout = session._created, session._idle_timeout
+        self._rebase(session, Record(left.version, left.envelope.pack()), on_conflict)
+        session._forced = True
+        rebased = session._stored, self._copy(session._data), session._created, session._idle_timeout
+
+        def undo() -> None:
+            if session._life != life or session._stored is not rebased[0]:
+                return
+            session._stored, session._forced = stored, forced
+            session._data = merge(rebased[1], self._copy(session._data), data)  # with what other tasks did since
+            if session._created == rebased[2]:
+                session._created = created
+            if session._idle_timeout == rebased[3]:
+                session._idle_timeout = idle_timeout
+
+        try:
+            yield undo
+        except BaseException:
+            undo()
+            raise
 
     async def _apply(self, session: Session, change: Callable[[Session], T]) -> T:
         async with self._writing(session) as attempt:
-            if (newest := self._left_by_others(session)) is not None:
-                self._rebase(session, newest, "merge")
-            while True:
-                life, pending = session._life, self._copy(session._data)
-                sent = None
-                try:
-                    result = self._changed_by(session, change)
-                    sent = self._copy(session._data)
-                    record = await attempt()
-                    if record is None:
-                        return result
-                    self._take_back(session, life, pending, sent)
-                    self._rebase(session, record, "merge")
-                except BaseException:
-                    self._take_back(session, life, pending, sent)
-                    raise
+            with self._anticipated(session, "merge") as undo:
+                while True:
+                    life, pending = session._life, self._copy(session._data)
+                    sent = None
+                    try:
+                        result = self._changed_by(session, change)
+                        sent = self._copy(session._data)
+                        record = await attempt()
+                        if record is None:
+                            return result
+                        self._take_back(session, life, pending, sent)
+                        undo()
+                        self._rebase(session, record, "merge")
+                    except BaseException:
+                        self._take_back(session, life, pending, sent)
+                        raise
 
     @asynccontextmanager
     async def _writing(
@@ -348,7 +379,7 @@ class Manager(BaseKeeper):
         if type(outcome) is Saved:
             if draft:
                 written = Stored(session_id, key, outcome.version, envelope)
-                self._turns.leave(key, version, written)
+                self._turns.leave(key, written)
                 self._settle(session, life, written)
             else:
                 self._settle(session, life, None)

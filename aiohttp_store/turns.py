@@ -10,17 +10,11 @@ from typing import Generic, TypeVar
 
 __all__ = ["Turns"]
 
-KNOWN = 256
-"""Versions that are remembered of one queue: how far behind a writer may be who is spared a conflict."""
-
 Written = TypeVar("Written")
 
 
 class _Queue(deque[asyncio.Future[None]], Generic[Written]):
-    def __init__(self) -> None:
-        super().__init__()
-        self.older: deque[bytes] = deque(maxlen=KNOWN)  # the versions that were written over
-        self.newest: Written | None = None
+    left: Written | None = None
 
 
 class Turns(Generic[Written]):
@@ -50,16 +44,15 @@ class Turns(Generic[Written]):
             else:
                 del self._waiting[name]
 
-    def leave(self, name: Hashable, version: bytes, written: Written) -> None:
-        """Leave to the others what was written over that version in this turn."""
+    def leave(self, name: Hashable, written: Written) -> None:
+        """Leave to the others what was written in this turn."""
         if (queue := self._waiting.get(name)) is not None:
-            queue.older.append(version)
-            queue.newest = written
+            queue.left = written
 
-    def written_after(self, name: Hashable, version: bytes) -> Written | None:
-        """Give what those before wrote last, if one of them wrote over that version, so that it is newer for sure."""
+    def left(self, name: Hashable) -> Written | None:
+        """Give what was written last by those of this queue who had their turns."""
         queue = self._waiting.get(name)
-        return queue.newest if queue is not None and version in queue.older else None
+        return None if queue is None else queue.left
 
     @asynccontextmanager
     async def of(self, name: Hashable) -> AsyncIterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from .remote import Remote
 
 
 async def put(request: web.Request) -> web.Response:
-    """Load the session, wait if told so, change it by the JSON sent: `null` deletes a key."""
+    """Load the session, wait if told so, change it by the JSON sent, and save it as told: `null` deletes a key."""
     session = await get_session(request)
     if event := request.query.get("wait"):
         EVENTS[f"{event} loaded"].set()
@@ -25,6 +27,15 @@ async def put(request: web.Request) -> web.Response:
             session.pop(key, None)
         else:
             session[key] = value
+    match request.query.get("how"):
+        case "save":
+            await session.save()
+        case "apply":
+            await session.apply(_add)
+        case "save twice":
+            with pytest.raises(StorageUnavailable):
+                await session.save()
+            await session.save()
     return web.json_response(dict(session))
 
 
@@ -32,14 +43,15 @@ async def show(request: web.Request) -> web.Response:
     return web.json_response(dict(await get_session(request)))
 
 
-async def increment(request: web.Request) -> web.Response:
-    def add(session: Session) -> int:
-        session["n"] = session.get("n", 0) + 1
-        return int(session["n"])
+def _add(session: Session) -> int:
+    session["n"] = session.get("n", 0) + 1
+    return int(session["n"])
 
+
+async def increment(request: web.Request) -> web.Response:
     session = await get_session(request)
     session.update(request.query)
-    return web.json_response(await session.apply(add))
+    return web.json_response(await session.apply(_add))
 
 
 EVENTS: dict[str, asyncio.Event] = {}
@@ -303,34 +315,135 @@ async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server
     assert storage.saves <= 1 + 200 + 10  # each begins with what the one before has left
 
 
-@pytest.mark.parametrize("path", ["/put?wait=go", "/increment"])
-async def test_what_another_process_writes_between_two_writers_of_this_one_is_not_lost(path: str, serve: Serve) -> None:
-    class Between(Remote):
-        saves = 0
+class Steps(Remote):
+    """A storage whose saves go through the steps of a test, one after the other."""
 
-        async def save(self, writes: Any) -> Any:
-            self.saves += 1
-            if self.saves == 1:
-                await queued.wait()
-            if self.saves == 2:  # by the second writer, over what the first has left
-                assert await send(other, "/put", theirs=1) == 200
-            return await super().save(writes)
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Callable[[Callable[[], Any]], Any]] = []
+        self.saves = 0
 
-    storage, queued = Between(), asyncio.Event()
-    base = Remote()
-    storage.memory = base.memory
-    client, other = await start(serve, storage), await start(serve, base)
+    async def save(self, writes: Any) -> Any:
+        self.saves += 1
+        step = self.steps.pop(0) if self.steps else _at_once
+        return await step(partial(super().save, writes))
+
+
+async def _at_once(save: Callable[[], Any]) -> Any:
+    return await save()
+
+
+async def _when_others_have_queued(save: Callable[[], Any]) -> Any:
+    await asyncio.sleep(0.05)
+    return await save()
+
+
+async def start_two(serve: Serve, **options: Any) -> tuple[Steps, Client, Client]:
+    """Give two apps with one visitor over one memory, as two processes have them; the saves of the first have steps."""
+    storage, same = Steps(), Remote()
+    same.memory = storage.memory
+    client, other = await start(serve, storage, **options), await start(serve, same, **options)
     assert await send(other, "/put", a=1) == 200
     client.session.cookie_jar.update_cookies({cookie.key: cookie.value for cookie in other.session.cookie_jar})
-    writers = [asyncio.create_task(send(client, path, **{f"k{number}": number})) for number in range(2)]
-    await asyncio.sleep(0.05)
-    EVENTS["go"].set()
-    await asyncio.sleep(0.05)
-    queued.set()
+    return storage, client, other
+
+
+async def begin(client: Client, name: str, how: str = "", **data: Any) -> asyncio.Task[int]:
+    """Begin a request that has loaded the session, and goes on when EVENTS[name] is set."""
+    EVENTS.update({name: asyncio.Event(), f"{name} loaded": asyncio.Event()})
+    request = asyncio.create_task(send(client, f"/put?wait={name}&how={how}", **data))
+    await EVENTS[f"{name} loaded"].wait()
+    return request
+
+
+@pytest.mark.parametrize("how", ["", "save", "apply"])
+async def test_what_another_process_writes_between_two_writers_of_this_one_is_not_lost(how: str, serve: Serve) -> None:
+    async def after_theirs(save: Callable[[], Any]) -> Any:
+        assert await send(other, "/put", theirs=1) == 200
+        return await save()
+
+    storage, client, other = await start_two(serve)
+    writers = [await begin(client, f"{number}", how, **{f"k{number}": number}) for number in range(2)]
+    storage.steps = [_when_others_have_queued, after_theirs]
+    EVENTS["0"].set()
+    EVENTS["1"].set()
     assert await asyncio.gather(*writers) == [200, 200]
-    ours = {"n": 2} if path == "/increment" else {"k0": 0, "k1": 1}
-    assert await shown(client) == {"a": 1, "theirs": 1} | ours
+    assert await shown(client) == {"a": 1, "theirs": 1, "k0": 0, "k1": 1} | ({"n": 2} if how == "apply" else {})
     assert storage.saves == 3
+
+
+@pytest.mark.parametrize("on_conflict", ["merge", "overwrite"])
+@pytest.mark.parametrize("how", ["", "save", "apply"])
+async def test_a_change_that_repeats_what_was_overwritten_meanwhile_is_stored(
+    how: str, on_conflict: str, serve: Serve
+) -> None:
+    async def failing(save: Callable[[], Any]) -> Any:
+        await EVENTS["fail"].wait()
+        raise StorageUnavailable("down for a moment")
+
+    storage, client, other = await start_two(serve, on_conflict=on_conflict)
+    first, second = await begin(client, "first", a=2), await begin(client, "second", b=1)
+    third = await begin(client, "third", how, a=2)
+    EVENTS["fail"] = asyncio.Event()
+    storage.steps = [_when_others_have_queued, failing]
+    EVENTS["first"].set()
+    EVENTS["second"].set()
+    assert await first == 200  # and leaves a=2 to those after it
+    assert await send(other, "/put", a=3) == 200
+    EVENTS["third"].set()  # so that a=2 is the last word
+    await asyncio.sleep(0.05)
+    EVENTS["fail"].set()
+    assert [await second, await third] == [503, 200]
+    assert (await shown(client))["a"] == 2
+
+
+async def test_where_conflicts_raise_what_was_put_back_before_is_none(serve: Serve) -> None:
+    async def before_it_is_put_back(save: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0.05)
+        outcome = await save()
+        assert await send(other, "/put", a=1) == 200
+        return outcome
+
+    storage, client, other = await start_two(serve, on_conflict="raise")
+    first, second = await begin(client, "first", a=2), await begin(client, "second", b=1)
+    storage.steps = [before_it_is_put_back]
+    EVENTS["first"].set()
+    EVENTS["second"].set()
+    assert [await first, await second] == [200, 200]
+    assert await shown(client) == {"a": 1, "b": 1}
+
+
+async def test_who_repeats_what_another_has_left_hears_of_a_logout(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def before_a_logout(save: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0.05)
+        outcome = await save()
+        assert await send(other, "/put", b=None) == 200  # the last key
+        return outcome
+
+    caplog.set_level("INFO")
+    storage, client, other = await start_two(serve)
+    first, second = await begin(client, "first", a=None, b=1), await begin(client, "second", a=None, b=1)
+    storage.steps = [before_a_logout]
+    EVENTS["first"].set()
+    EVENTS["second"].set()
+    assert [await first, await second] == [200, 200]
+    assert "was deleted meanwhile" in caplog.text
+
+
+async def test_an_outage_undoes_what_was_taken_over_from_the_writer_before(serve: Serve) -> None:
+    async def failing(save: Callable[[], Any]) -> Any:
+        assert await send(other, "/put", a=3) == 200
+        raise StorageUnavailable("down for a moment")
+
+    storage, client, other = await start_two(serve)
+    first, second = await begin(client, "first", a=2), await begin(client, "second", "save twice", a=2)
+    storage.steps = [_when_others_have_queued, failing]
+    EVENTS["first"].set()
+    EVENTS["second"].set()
+    assert [await first, await second] == [200, 200]
+    assert await shown(client) == {"a": 2}
 
 
 @pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp_store.turns import KNOWN, Turns
+from aiohttp_store.turns import Turns
 
 
 async def test_turns_are_given_in_order_and_passed_on_when_their_taker_is_cancelled() -> None:
@@ -38,36 +38,22 @@ async def test_a_turn_is_given_back_when_its_block_fails() -> None:
         assert turns.take_now("name")
 
 
-async def test_what_was_written_is_left_to_those_who_wait_and_know_a_version_before_it() -> None:
+async def test_what_was_written_is_left_to_those_who_wait() -> None:
     turns: Turns[str] = Turns()
     assert turns.take_now("name")
-    turns.leave("name", b"0", "nobody waits for it")
-    assert turns.written_after("name", b"0") is None
+    turns.leave("name", "nobody waits for it")
     found: list[str | None] = []
 
-    async def take(*versions: bytes) -> None:
+    async def take(written: str | None) -> None:
         async with turns.of("name"):
-            found.extend(turns.written_after("name", version) for version in versions)
+            found.append(turns.left("name"))
+            if written:
+                turns.leave("name", written)
 
-    first = asyncio.create_task(take(b"0", b"1", b"2", b"3"))
+    waiting = [asyncio.create_task(take(written)) for written in (None, "second", "third", None, None)]
     await asyncio.sleep(0)
-    turns.leave("name", b"1", "second")
-    turns.leave("name", b"2", "third")
-    assert turns.written_after("other", b"1") is None
+    assert turns.left("other") is None
     turns.give("name")
-    await first
-    assert found == [None, "third", "third", None]
-    assert turns.written_after("name", b"1") is None  # the queue has ended
-
-
-async def test_versions_long_past_are_forgotten() -> None:
-    turns: Turns[int] = Turns()
-    assert turns.take_now("name")
-    waiting = asyncio.create_task(turns.of("name").__aenter__())
-    await asyncio.sleep(0)
-    for number in range(KNOWN + 1):
-        turns.leave("name", b"%d" % number, number)
-    assert turns.written_after("name", b"0") is None
-    assert turns.written_after("name", b"1") == KNOWN
-    turns.give("name")
-    await waiting
+    await asyncio.gather(*waiting)
+    assert found == [None, None, "second", "third", "third"]
+    assert turns.left("name") is None  # the queue has ended
