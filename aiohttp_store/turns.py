@@ -18,7 +18,7 @@ class _Queue(deque[asyncio.Future[None]], Generic[Written]):
 
 
 class Turns(Generic[Written]):
-    """A queue for each name, which exists as long as somebody has the turn; each leaves what he wrote to the next."""
+    """A queue for each name, which exists as long as somebody has the turn; each leaves what it wrote to the next."""
 
     def __init__(self) -> None:
         self._waiting: dict[Hashable, _Queue[Written] | None] = {}  # None: somebody's turn, nobody waits
