@@ -366,28 +366,24 @@ class Manager(BaseKeeper):
             return None
         session_id, key, version, before = stored
         now = self.clock()
-        if now >= self._ends(before):
-            await self._batcher.delete(key)  # its time ended while a long request used it
-            self._lose(session, life, stored)
-            return None
-        if session._renewals:
+        is_over = now >= self._ends(before)  # as a long request used it, and perhaps nobody else
+        if session._renewals and not is_over:
             return await self._renew(session, stored, draft)
         envelope = self._next_envelope(session, stored, draft)
         ttl = max(1, math.ceil(self._ends(envelope) - now))
-        write = Write(key, version, envelope.pack() if draft else None, ttl)
+        write = Write(key, version, None if is_over or not draft else envelope.pack(), ttl)
         outcome = await self._batcher.save(write, asker)
-        if type(outcome) is Saved:
-            if draft:
-                written = Stored(session_id, key, outcome.version, envelope)
-                self._turns.leave(key, written)
-                self._settle(session, life, written)
-            else:
-                self._settle(session, life, None)
-                logger.info("session %s destroyed, as it was emptied", key[:8])
-        elif type(outcome) is Conflict:
+        if type(outcome) is Conflict:
             return outcome.record
-        else:
+        if type(outcome) is not Saved or is_over:
             self._lose(session, life, stored)
+        elif draft:
+            written = Stored(session_id, key, outcome.version, envelope)
+            self._turns.leave(key, written)
+            self._settle(session, life, written)
+        else:
+            self._settle(session, life, None)
+            logger.info("session %s destroyed, as it was emptied", key[:8])
         return None
 
     async def _renew(self, session: Session, stored: Stored, draft: bytes) -> Record | None:

@@ -262,3 +262,66 @@ async def test_a_long_request_cannot_keep_its_session_beyond_the_lifetime(serve:
     await guest.get("/websocket")
     assert len(saved) == 47
     assert await get_storage(guest.app).load([key_of_id(kept)]) == [None]
+
+
+class Long:
+    """A handler that loads the session and writes to it only when it is told to go on."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.loaded, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def long(self, request: web.Request) -> web.Response:
+        session = await get_session(request)
+        self.loaded.set()
+        await self.go_on.wait()
+        session["long"] = True
+        match self.how:
+            case "save":
+                await session.save()
+            case "apply":
+                await session.apply(lambda fresh: fresh.update(applied=fresh.get("n")))
+            case "renew":
+                session.renew()
+        return web.Response()
+
+    async def begin(self, visitor: Visitor) -> asyncio.Task[Any]:
+        request = asyncio.create_task(visitor.get("/long", headers={"Cookie": f"session={visitor.id}"}))
+        await self.loaded.wait()
+        return request
+
+
+@pytest.mark.parametrize("on_conflict", ["merge", "overwrite"])
+@pytest.mark.parametrize("how", ["end", "save", "apply", "renew"])
+async def test_a_request_longer_than_the_idle_timeout_keeps_a_session_that_others_use(
+    how: str, on_conflict: Any, serve: Serve, storage_url: str
+) -> None:
+    handler = Long(how)
+    app = await serve(*HANDLERS, handler.long, storage=storage_url, idle_timeout=HOUR, on_conflict=on_conflict)
+    visitor = Visitor(app)
+    await visitor.get("/begin")
+    request = await handler.begin(visitor)
+    for _ in range(3):
+        visitor.wait(HOUR / 2)
+        await visitor.get("/write")
+    handler.go_on.set()
+    await request
+    merged = {"a": 1, "n": 3, "long": True} | ({"applied": 3} if how == "apply" else {})
+    overwritten = {"a": 1, "long": True}
+    assert await visitor.get("/read") == (merged if on_conflict == "merge" or how == "apply" else overwritten)
+
+
+@pytest.mark.parametrize("how", ["end", "renew"])
+async def test_a_request_longer_than_the_idle_timeout_revives_no_session(
+    how: str, serve: Serve, storage_url: str
+) -> None:
+    handler = Long(how)
+    visitor = Visitor(await serve(*HANDLERS, handler.long, storage=storage_url, idle_timeout=HOUR))
+    await visitor.get("/begin")
+    kept = visitor.id
+    request = await handler.begin(visitor)
+    visitor.wait(HOUR)
+    handler.go_on.set()
+    await request
+    assert "Set-Cookie" not in visitor.headers
+    assert await get_storage(visitor.app).load([key_of_id(kept)]) == [None]
