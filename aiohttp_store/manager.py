@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Literal, TypedDict, TypeVar
 
 from aiohttp import web
@@ -252,66 +252,58 @@ class Manager(BaseKeeper):
             session._forced |= is_forced
             if record is not None:
                 self._rebase(session, record, self._on_conflict)
-            with self._anticipated(session, self._on_conflict) as undo:
-                record = await attempt()
-                if record is not None:
-                    undo()
-            while record is not None:
-                self._rebase(session, record, self._on_conflict)
-                record = await attempt()
-
-    @contextmanager
-    def _anticipated(self, session: Session, on_conflict: OnConflict) -> Iterator[Callable[[], None]]:
-        """Rebase on what the writer before has left, as if it were in the way; give what undoes that, as errors do.
-
-        That it is still what is stored, only a write that succeeds can tell, so there is one in any case. A change
-        that was rebased on an older state may look like none.
-        """
-        stored = session._stored
-        left = None if stored is None or session._gone else self._turns.left(stored.key)
-        if stored is None or left is None or left.envelope == stored.envelope or on_conflict == "raise":
-            yield lambda: None
-            return
-        life, data, forced = session._life, self._copy(session._data), session._forced
-        created, idle_timeout = session._created, session._idle_timeout
-        self._rebase(session, Record(left.version, left.envelope.pack()), on_conflict)
-        session._forced = True
-        rebased = session._stored, self._copy(session._data), session._created, session._idle_timeout
-
-        def undo() -> None:
-            if session._life != life or session._stored is not rebased[0]:
+            if await self._continued(session):
                 return
-            session._stored, session._forced = stored, forced
-            session._data = merge(rebased[1], self._copy(session._data), data)  # with what other tasks did since
-            if session._created == rebased[2]:
-                session._created = created
-            if session._idle_timeout == rebased[3]:
-                session._idle_timeout = idle_timeout
+            while (record := await attempt()) is not None:
+                self._rebase(session, record, self._on_conflict)
 
+    async def _continued(self, session: Session) -> bool:
+        """Write on top of what the writer before has left, and tell whether that was still what is stored.
+
+        Another process may have written since, so it is a guess until the write succeeds. A twin of the session makes
+        it, of which nobody knows: nobody sees a guess, and a wrong one leaves nothing to undo.
+        """
+        stored, life = session._stored, session._life
+        left = None if stored is None else self._turns.left(stored.key)
+        if stored is None or left is None or left.envelope == stored.envelope:
+            return False
+        if session._gone or session._doomed or session._renewals or self._on_conflict == "raise":
+            return False
+        guessed = Record(left.version, left.envelope.pack())
+        twin = Session(self, {}, stored)
+        vars(twin).update(vars(session))
         try:
-            yield undo
-        except BaseException:
-            undo()
+            self._rebase(twin, guessed, self._on_conflict)
+            draft = self._draft(twin)
+            record = None if draft is None else await self._attempt(twin, draft)
+        except StorageUnavailable:
             raise
+        except Exception:  # noqa: BLE001  (of any codec, or a size: what the guess is refused may be right without it)
+            return False
+        if record is not None:
+            self._rebase(session, record, self._on_conflict)
+        if draft is None or record is not None or twin._gone:
+            return False
+        self._rebase(session, guessed, self._on_conflict)
+        self._settle(session, life, twin._stored)
+        return True
 
     async def _apply(self, session: Session, change: Callable[[Session], T]) -> T:
         async with self._writing(session) as attempt:
-            with self._anticipated(session, "merge") as undo:
-                while True:
-                    life, pending = session._life, self._copy(session._data)
-                    sent = None
-                    try:
-                        result = self._changed_by(session, change)
-                        sent = self._copy(session._data)
-                        record = await attempt()
-                        if record is None:
-                            return result
-                        self._take_back(session, life, pending, sent)
-                        undo()
-                        self._rebase(session, record, "merge")
-                    except BaseException:
-                        self._take_back(session, life, pending, sent)
-                        raise
+            while True:
+                life, pending = session._life, self._copy(session._data)
+                sent = None
+                try:
+                    result = self._changed_by(session, change)
+                    sent = self._copy(session._data)
+                    record = await attempt()
+                    if record is None:
+                        return result
+                    self._take_back(session, life, pending, sent)
+                    self._rebase(session, record, "merge")
+                except BaseException:
+                    self._take_back(session, life, pending, sent)
+                    raise
 
     @asynccontextmanager
     async def _writing(

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Session, Storage, StorageUnavailable, Write, get_session
+from aiohttp_store import Cookie, Saved, Session, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
+from aiohttp_store.codec import JSONCodec
+from aiohttp_store.testing import freeze
 
 from .conftest import Client, Serve
 from .remote import Remote
@@ -20,6 +22,7 @@ async def put(request: web.Request) -> web.Response:
     """Load the session, wait if told so, change it by the JSON sent, and save it as told: `null` deletes a key."""
     session = await get_session(request)
     if event := request.query.get("wait"):
+        LOADED[event] = session
         EVENTS[f"{event} loaded"].set()
         await EVENTS[event].wait()
     for key, value in (await request.json()).items():
@@ -55,6 +58,7 @@ async def increment(request: web.Request) -> web.Response:
 
 
 EVENTS: dict[str, asyncio.Event] = {}
+LOADED: dict[str, Session] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -312,7 +316,7 @@ async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server
 
     await asyncio.gather(*map(one, range(200)))
     assert await shown(client) == {"a": 1, "n": 100} | {f"k{number}": number for number in range(0, 200, 2)}
-    assert storage.saves <= 1 + 200 + 10  # each begins with what the one before has left
+    assert storage.saves <= 1 + 100 + 2 * 100 + 10  # a put begins with what the one before has left
 
 
 class Steps(Remote):
@@ -338,9 +342,9 @@ async def _when_others_have_queued(save: Callable[[], Any]) -> Any:
     return await save()
 
 
-async def start_two(serve: Serve, **options: Any) -> tuple[Steps, Client, Client]:
+async def start_two(serve: Serve, storage: Steps | None = None, **options: Any) -> tuple[Steps, Client, Client]:
     """Give two apps with one visitor over one memory, as two processes have them; the saves of the first have steps."""
-    storage, same = Steps(), Remote()
+    storage, same = Steps() if storage is None else storage, Remote()
     same.memory = storage.memory
     client, other = await start(serve, storage, **options), await start(serve, same, **options)
     assert await send(other, "/put", a=1) == 200
@@ -432,7 +436,7 @@ async def test_who_repeats_what_another_has_left_hears_of_a_logout(
     assert "was deleted meanwhile" in caplog.text
 
 
-async def test_an_outage_undoes_what_was_taken_over_from_the_writer_before(serve: Serve) -> None:
+async def test_after_an_outage_nothing_is_left_of_a_guess(serve: Serve) -> None:
     async def failing(save: Callable[[], Any]) -> Any:
         assert await send(other, "/put", a=3) == 200
         raise StorageUnavailable("down for a moment")
@@ -444,6 +448,112 @@ async def test_an_outage_undoes_what_was_taken_over_from_the_writer_before(serve
     EVENTS["second"].set()
     assert [await first, await second] == [200, 200]
     assert await shown(client) == {"a": 2}
+
+
+async def guess_wrong(two: tuple[Steps, Client, Client], mine: Any, theirs: Any, how: str, **data: Any) -> int:
+    """Store `mine`, whose answer is late; then `theirs`, by another process; then `data`, by who has loaded that.
+
+    When the first is answered, it leaves to the last what is older than what that one has loaded.
+    """
+    storage, client, other = two
+    stored, answered = asyncio.Event(), asyncio.Event()
+
+    async def late(save: Callable[[], Any]) -> Any:
+        outcome = await save()
+        stored.set()
+        await answered.wait()
+        return outcome
+
+    storage.steps.insert(0, late)
+    first = asyncio.create_task(send(client, "/put", **mine))
+    await stored.wait()
+    assert await send(other, "/put", **theirs) == 200
+    second = await begin(client, "second", how, **data)
+    EVENTS["second"].set()
+    await asyncio.sleep(0.05)
+    answered.set()
+    assert await first == 200
+    return await second
+
+
+@pytest.mark.parametrize("how", ["", "save", "apply"])
+async def test_a_wrong_guess_is_not_too_large(how: str, serve: Serve) -> None:
+    class Small(Steps):
+        async def save(self, writes: Any) -> Any:
+            for write in writes:
+                if len(write.data or b"") > 1000:
+                    raise SessionTooLarge(len(write.data), 1000, "this storage")
+            return await super().save(writes)
+
+    two = await start_two(serve, Small())
+    assert await guess_wrong(two, {"k": "x" * 800}, {"k": None}, how, b="y" * 300) == 200
+    assert await shown(two[1]) == {"a": 1, "b": "y" * 300} | ({"n": 1} if how == "apply" else {})
+
+
+@pytest.mark.parametrize("how", ["", "save", "apply"])
+async def test_a_wrong_guess_is_not_refused_by_the_codec(how: str, serve: Serve) -> None:
+    class FourKeys(JSONCodec):
+        def dumps(self, data: dict[str, Any]) -> bytes:
+            if len(data) > 4:
+                raise ValueError("more than 4 keys")
+            return super().dumps(data)
+
+    two = await start_two(serve, codec=FourKeys())
+    assert await guess_wrong(two, {"k": 1, "l": 1}, {"k": None, "l": None}, how, b=1, c=1) == 200
+    assert await shown(two[1]) == {"a": 1, "b": 1, "c": 1} | ({"n": 1} if how == "apply" else {})
+
+
+@pytest.mark.parametrize("how", ["", "save", "apply"])
+async def test_a_wrong_guess_is_seen_by_no_task_of_its_request(how: str, serve: Serve) -> None:
+    async def looking(save: Callable[[], Any]) -> Any:
+        seen.append(dict(LOADED["second"]))
+        return await save()
+
+    seen: list[dict[str, Any]] = []
+    two = await start_two(serve)
+    two[0].steps = [looking, looking]
+    assert await guess_wrong(two, {"a": 2, "k": 1}, {"a": 3, "k": None}, how, b=1) == 200
+    assert seen
+    assert all(one["a"] == 3 and "k" not in one for one in seen)
+
+
+@pytest.mark.parametrize(("how", "ends"), [("", "conflict"), ("save", "conflict"), ("save twice", "outage")])
+async def test_what_a_task_of_the_request_sets_during_a_wrong_guess_is_stored(
+    how: str, ends: str, serve: Serve
+) -> None:
+    async def meanwhile(save: Callable[[], Any]) -> Any:
+        LOADED["second"]["a"] = 2  # which is what the one before has left
+        if ends == "outage":
+            raise StorageUnavailable("down for a moment")
+        return await save()
+
+    two = await start_two(serve)
+    two[0].steps = [meanwhile]
+    assert await guess_wrong(two, {"a": 2}, {"a": 3}, how, b=1) == 200
+    assert await shown(two[1]) == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+async def test_of_requests_that_only_read_one_prolongs(persistent: bool, serve: Serve) -> None:
+    async def counted(save: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0.02)
+        outcomes = await save()
+        saved.extend(outcome for outcome in outcomes if isinstance(outcome, Saved))
+        return outcomes
+
+    async def read() -> bool:
+        async with client.get("/show") as response:
+            return "Set-Cookie" in response.headers
+
+    saved: list[Saved] = []
+    storage, client, _ = await start_two(serve, idle_timeout=1000, cookie=Cookie(persistent=persistent))
+    storage.steps = [counted] * 10
+    assert client.app is not None
+    with freeze(client.app) as clock:
+        clock.advance(100)
+        told = await asyncio.gather(*[read() for _ in range(5)])
+    assert len(saved) == 1
+    assert sum(told) == persistent
 
 
 @pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])
