@@ -301,9 +301,31 @@ class Manager(BaseKeeper):
                         return result
                     self._take_back(session, life, pending, sent)
                     self._rebase(session, record, "merge")
-                except BaseException:
+                except BaseException as error:
                     self._take_back(session, life, pending, sent)
-                    raise
+                    refused = sent is None and isinstance(error, Exception)
+                    if not (refused and await self._catches_up(session)):
+                        raise
+
+    async def _catches_up(self, session: Session) -> bool:
+        """Take over what is stored, and tell whether others have written it.
+
+        Raises:
+            SessionGone: another has ended the session.
+            StorageUnavailable: the storage did not answer in time.
+        """
+        stored = session._stored
+        if stored is None:
+            return False
+        read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
+        if read._stored is None:
+            self._lose(session, session._life, stored)
+            session._tell_if_gone()
+            return False
+        if read._stored.envelope == stored.envelope:
+            return False
+        self._rebase(session, Record(read._stored.version, read._stored.envelope.pack()), "merge")
+        return True
 
     @asynccontextmanager
     async def _writing(

@@ -250,7 +250,8 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """Store what the plain function `change(session)` makes of the newest data, and give its result.
 
         No concurrent change is lost: `change` runs again on fresh data, over what was pending, until
-        the write wins. It may run several times, so it changes the session and nothing else.
+        the write wins. It may run several times, so it changes the session and nothing else. What it
+        raises is raised if it rests on the newest data as well.
 
         Raises:
             SessionGone: the session has ended meanwhile, as by a logout.

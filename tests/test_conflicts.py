@@ -35,6 +35,8 @@ async def put(request: web.Request) -> web.Response:
             await session.save()
         case "apply":
             await session.apply(_add)
+        case "take":
+            await session.apply(_take)
         case "save twice":
             with pytest.raises(StorageUnavailable):
                 await session.save()
@@ -49,6 +51,12 @@ async def show(request: web.Request) -> web.Response:
 def _add(session: Session) -> int:
     session["n"] = session.get("n", 0) + 1
     return int(session["n"])
+
+
+def _take(session: Session) -> None:
+    if session["coins"] < 5:
+        raise web.HTTPPaymentRequired
+    session["coins"] -= 5
 
 
 async def increment(request: web.Request) -> web.Response:
@@ -567,6 +575,37 @@ async def test_apply_counts_exactly_over_pending_changes_whatever_the_policy(on_
 
     await asyncio.gather(*map(one, range(20)))
     assert await shown(client) == {"a": 1, "n": 20} | {f"k{number}": "1" for number in range(20)}
+
+
+@pytest.mark.parametrize(("coins", "answer", "left"), [(7, 200, 2), (4, 402, 4)])
+async def test_what_apply_refuses_rests_on_the_newest_data(coins: int, answer: int, left: int, serve: Serve) -> None:
+    _, client, other = await start_two(serve)
+    assert await send(other, "/put", coins=3) == 200
+    request = await begin(client, "take", "take", b=1)
+    assert await send(other, "/put", coins=coins) == 200
+    EVENTS["take"].set()
+    assert await request == answer
+    assert await shown(client) == {"a": 1, "coins": left, "b": 1}
+
+
+@pytest.mark.parametrize("after", ["logout", "outage"])
+async def test_what_apply_refuses_is_not_told_where_there_is_no_newest_data(after: str, serve: Serve) -> None:
+    class Silenced(Steps):
+        is_down = False
+
+        async def load(self, keys: Any) -> Any:
+            if self.is_down:
+                raise StorageUnavailable("down for a moment")
+            return await super().load(keys)
+
+    _, client, other = await start_two(serve, down := Silenced())
+    assert await send(other, "/put", coins=3) == 200
+    request = await begin(client, "take", "take", b=1)
+    if after == "logout":
+        assert await send(other, "/put", a=None, coins=None) == 200
+    down.is_down = after == "outage"
+    EVENTS["take"].set()
+    assert await request == {"logout": 409, "outage": 503}[after]
 
 
 async def test_an_apply_that_failed_leaves_nothing_behind(serve: Serve) -> None:
