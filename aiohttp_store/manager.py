@@ -14,7 +14,7 @@ from aiohttp import web
 from .batching import Batcher, ShardedBatcher
 from .codec import MOVED, Codec, Envelope, MovedError, UndecodableError, UnknownFormatError
 from .cookie import Cookie, CookieReader, Presented, Secret, key_of_id
-from .errors import ConfigError, SessionConflict, StorageUnavailable
+from .errors import ConfigError, SessionConflict, SessionTooLarge, StorageUnavailable
 from .keeper import IDLE_TIMEOUT, BaseKeeper
 from .log import logger, seldom
 from .merge import merge
@@ -27,6 +27,7 @@ __all__ = ["Manager", "OnConflict", "Options"]
 T = TypeVar("T")
 
 OnConflict = Literal["merge", "overwrite", "raise"]
+Attempt = Callable[..., Coroutine[Any, Any, Record | None]]
 
 DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
@@ -232,13 +233,15 @@ class Manager(BaseKeeper):
     async def reload(self, session: Session) -> None:
         """Read the record again and drop what was not saved."""
         async with self._within_budget(), self._turns.of(id(session)):
-            stored = session._stored
+            stored, life = session._stored, session._life
             if session._gone or stored is None:
                 session._data = {}
                 return
             read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
+            if session._life != life:
+                return
             if read._stored is None:
-                self._lose(session, session._life, stored)
+                self._lose(session, life, stored)
                 return
             session._data, session._stored = read._data, read._stored
             session._created, session._idle_timeout = read._created, read._idle_timeout
@@ -252,93 +255,112 @@ class Manager(BaseKeeper):
             session._forced |= is_forced
             if record is not None:
                 self._rebase(session, record, self._on_conflict)
-            if await self._continued(session):
+            if await self._continued(session, attempt):
                 return
-            while (record := await attempt()) is not None:
+            while (record := await attempt(session)) is not None:
                 self._rebase(session, record, self._on_conflict)
 
-    async def _continued(self, session: Session) -> bool:
+    async def _continued(self, session: Session, attempt: Attempt) -> bool:
         """Write on top of what the writer before has left, and tell whether that was still what is stored.
 
         Another process may have written since, so it is a guess until the write succeeds. A twin of the session makes
         it, of which nobody knows: nobody sees a guess, and a wrong one leaves nothing to undo.
         """
-        stored, life = session._stored, session._life
-        left = None if stored is None else self._turns.left(stored.key)
-        if stored is None or left is None or left.envelope == stored.envelope:
+        guess = self._guess(session)
+        if guess is None:
             return False
-        if session._gone or session._doomed or session._renewals or self._on_conflict == "raise":
-            return False
-        guessed = Record(left.version, left.envelope.pack())
-        twin = Session(self, {}, stored)
-        vars(twin).update(vars(session))
+        twin, draft = guess
+        rebased, life, data = twin._stored, session._life, self._copy(session._data)
+        created, idle_timeout = session._created, session._idle_timeout
         try:
-            self._rebase(twin, guessed, self._on_conflict)
-            draft = self._draft(twin)
-            record = None if draft is None else await self._attempt(twin, draft)
-        except StorageUnavailable:
-            raise
-        except Exception:  # noqa: BLE001  (of any codec, or a size: what the guess is refused may be right without it)
+            record = await attempt(twin, draft)
+        except SessionTooLarge:  # perhaps only as it was guessed
             return False
         if record is not None:
             self._rebase(session, record, self._on_conflict)
-        if draft is None or record is not None or twin._gone:
+        if record is not None or twin._gone:
             return False
-        self._rebase(session, guessed, self._on_conflict)
+        if session._life == life:
+            session._stored, session._touched = rebased, True
+            session._data = merge(data, session._data, twin._data)  # with what other tasks have done since
+            if session._created == created:
+                session._created = twin._created
+            if session._idle_timeout == idle_timeout:
+                session._idle_timeout = twin._idle_timeout
         self._settle(session, life, twin._stored)
         return True
 
+    def _guess(self, session: Session) -> tuple[Session, bytes] | None:
+        """Give a twin of the session, rebased on what the writer before has left, and what it is to write."""
+        stored = session._stored
+        left = None if stored is None else self._turns.left(stored.key)
+        if stored is None or left is None or left.envelope == stored.envelope:
+            return None
+        if session._gone or session._doomed or session._renewals or self._on_conflict == "raise":
+            return None
+        twin = Session(self, {}, stored)
+        vars(twin).update(vars(session))
+        try:
+            self._rebase(twin, Record(left.version, left.envelope.pack()), self._on_conflict)
+            draft = self._draft(twin)
+        except Exception:  # noqa: BLE001  (of any codec: what it refuses of a guess may be right without it)
+            return None
+        return None if draft is None else (twin, draft)
+
     async def _apply(self, session: Session, change: Callable[[Session], T]) -> T:
         async with self._writing(session) as attempt:
+            is_fresh = False
             while True:
                 life, pending = session._life, self._copy(session._data)
                 sent = None
                 try:
                     result = self._changed_by(session, change)
                     sent = self._copy(session._data)
-                    record = await attempt()
+                    record = await attempt(session)
                     if record is None:
                         return result
                     self._take_back(session, life, pending, sent)
                     self._rebase(session, record, "merge")
                 except BaseException as error:
                     self._take_back(session, life, pending, sent)
-                    refused = sent is None and isinstance(error, Exception)
-                    if not (refused and await self._catches_up(session)):
+                    is_refusal = sent is None and isinstance(error, Exception)
+                    if is_fresh or not is_refusal or not await self._caught_up(session):
                         raise
+                is_fresh = True
 
-    async def _catches_up(self, session: Session) -> bool:
-        """Take over what is stored, and tell whether others have written it.
+    async def _caught_up(self, session: Session) -> bool:
+        """Take over what is stored, and tell whether it is newer.
 
         Raises:
             SessionGone: another has ended the session.
             StorageUnavailable: the storage did not answer in time.
         """
-        stored = session._stored
+        stored, life = session._stored, session._life
         if stored is None:
             return False
         read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
+        if session._life != life:
+            return False
         if read._stored is None:
-            self._lose(session, session._life, stored)
+            self._lose(session, life, stored)
             session._tell_if_gone()
             return False
-        if read._stored.envelope == stored.envelope:
+        encoded = read._stored.envelope.pack()
+        if encoded == stored.envelope.pack():
             return False
-        self._rebase(session, Record(read._stored.version, read._stored.envelope.pack()), "merge")
+        self._rebase(session, Record(read._stored.version, encoded), "merge")
         return True
 
     @asynccontextmanager
-    async def _writing(
-        self, session: Session, ends: float | None = None
-    ) -> AsyncIterator[Callable[[], Coroutine[Any, Any, Record | None]]]:
+    async def _writing(self, session: Session, ends: float | None = None) -> AsyncIterator[Attempt]:
         """Queue up behind other writers of this session, in one budget, and give the way to attempt a write."""
         conflicts, last = 0, -math.inf
         loop = asyncio.get_running_loop()
         budget = asyncio.timeout_at(loop.time() + self.storage.timeout if ends is None else ends)
 
-        async def attempt() -> Record | None:
+        async def attempt(one: Session, draft: bytes | None = None) -> Record | None:
             nonlocal conflicts, last
-            record = await self._attempt(session)
+            record = await self._attempt(one, draft)
             if record is not None:
                 conflicts, last = conflicts + 1, loop.time()
             return record

@@ -251,7 +251,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
 
         No concurrent change is lost: `change` runs again on fresh data, over what was pending, until
         the write wins. It may run several times, so it changes the session and nothing else. What it
-        raises is raised if it rests on the newest data as well.
+        raises rests on data as new as the call.
 
         Raises:
             SessionGone: the session has ended meanwhile, as by a logout.

@@ -35,6 +35,11 @@ async def put(request: web.Request) -> web.Response:
             await session.save()
         case "apply":
             await session.apply(_add)
+        case "save with what passes":
+            await session.save()
+            del session["passing"]
+        case "reload":
+            await session.reload()
         case "take":
             await session.apply(_take)
         case "save twice":
@@ -541,6 +546,27 @@ async def test_what_a_task_of_the_request_sets_during_a_wrong_guess_is_stored(
     assert await shown(two[1]) == {"a": 2, "b": 1}
 
 
+@pytest.mark.parametrize("on_conflict", ["merge", "overwrite"])
+@pytest.mark.parametrize("how", ["save", "save with what passes"])
+async def test_what_a_task_of_the_request_puts_back_during_a_right_guess_is_stored(
+    how: str, on_conflict: str, serve: Serve
+) -> None:
+    async def meanwhile(save: Callable[[], Any]) -> Any:
+        LOADED["second"]["a"] = 1
+        if how == "save with what passes":
+            LOADED["second"]["passing"] = {1, 2}  # which JSON cannot hold
+        return await save()
+
+    storage, client, _ = await start_two(serve, on_conflict=on_conflict)
+    first, second = await begin(client, "first", a=2), await begin(client, "second", how, a=3)
+    storage.steps = [_when_others_have_queued, meanwhile]
+    EVENTS["first"].set()
+    EVENTS["second"].set()
+    assert [await first, await second] == [200, 200]
+    assert await shown(client) == {"a": 1}
+    assert storage.saves == 3  # the third stores what was put back
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 async def test_of_requests_that_only_read_one_prolongs(persistent: bool, serve: Serve) -> None:
     async def counted(save: Callable[[], Any]) -> Any:
@@ -586,6 +612,33 @@ async def test_what_apply_refuses_rests_on_the_newest_data(coins: int, answer: i
     EVENTS["take"].set()
     assert await request == answer
     assert await shown(client) == {"a": 1, "coins": left, "b": 1}
+
+
+@pytest.mark.parametrize("how", ["take", "reload"])
+@pytest.mark.parametrize("logout", [False, True])
+async def test_a_session_that_begins_while_its_forerunner_is_read_again_is_kept(
+    how: str, logout: bool, serve: Serve
+) -> None:
+    class Interrupted(Steps):
+        interrupts = False
+
+        async def load(self, keys: Any) -> Any:
+            if self.interrupts:
+                self.interrupts = False
+                LOADED["again"].invalidate()
+                LOADED["again"]["cart"] = ["tea"]
+            return await super().load(keys)
+
+    storage = Interrupted()
+    _, client, other = await start_two(serve, storage)
+    assert await send(other, "/put", coins=3) == 200
+    request = await begin(client, "again", how, b=1)
+    if logout:
+        assert await send(other, "/put", a=None, coins=None) == 200
+    storage.interrupts = True
+    EVENTS["again"].set()
+    assert await request == {"take": 402, "reload": 200}[how]
+    assert await shown(client) == {"cart": ["tea"]}
 
 
 @pytest.mark.parametrize("after", ["logout", "outage"])
