@@ -233,19 +233,24 @@ class Manager(BaseKeeper):
     async def reload(self, session: Session) -> None:
         """Read the record again and drop what was not saved."""
         async with self._within_budget(), self._turns.of(id(session)):
-            stored, life = session._stored, session._life
+            stored = session._stored
             if session._gone or stored is None:
                 session._data = {}
-                return
-            read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
-            if session._life != life:
-                return
-            if read._stored is None:
-                self._lose(session, life, stored)
-                return
-            session._data, session._stored = read._data, read._stored
-            session._created, session._idle_timeout = read._created, read._idle_timeout
-            session._renewals, session._forced = 0, False
+            elif (read := await self._read_again(session, stored)) is not None:
+                session._data, session._stored = read._data, read._stored
+                session._created, session._idle_timeout = read._created, read._idle_timeout
+                session._renewals, session._forced = 0, False
+
+    async def _read_again(self, session: Session, stored: Stored) -> Session | None:
+        """Give what is stored now; `None` if that has ended, of which the session is told, or if the session has."""
+        life = session._life
+        read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
+        if session._life != life:
+            return None
+        if read._stored is None:
+            self._lose(session, life, stored)
+            return None
+        return read
 
     async def _commit(
         self, session: Session, record: Record | None = None, ends: float | None = None, *, is_forced: bool = False
@@ -335,14 +340,9 @@ class Manager(BaseKeeper):
             SessionGone: another has ended the session.
             StorageUnavailable: the storage did not answer in time.
         """
-        stored, life = session._stored, session._life
-        if stored is None:
-            return False
-        read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
-        if session._life != life:
-            return False
-        if read._stored is None:
-            self._lose(session, life, stored)
+        stored = session._stored
+        read = None if stored is None else await self._read_again(session, stored)
+        if stored is None or read is None or read._stored is None:
             session._tell_if_gone()
             return False
         encoded = read._stored.envelope.pack()

@@ -567,6 +567,22 @@ async def test_what_a_task_of_the_request_puts_back_during_a_right_guess_is_stor
     assert storage.saves == 3  # the third stores what was put back
 
 
+async def test_a_session_that_a_task_begins_during_a_right_guess_is_a_new_one(serve: Serve) -> None:
+    async def meanwhile(save: Callable[[], Any]) -> Any:
+        LOADED["second"].invalidate()
+        LOADED["second"]["cart"] = ["tea"]
+        return await save()
+
+    storage, client, other = await start_two(serve)
+    first, second = await begin(client, "first", a=2), await begin(client, "second", "save", b=1)
+    storage.steps = [_when_others_have_queued, meanwhile]
+    EVENTS["first"].set()
+    EVENTS["second"].set()
+    assert [await first, await second] == [200, 200]
+    assert await shown(client) == {"cart": ["tea"]}
+    assert await shown(other) == {}  # it still has the cookie of the one before
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 async def test_of_requests_that_only_read_one_prolongs(persistent: bool, serve: Serve) -> None:
     async def counted(save: Callable[[], Any]) -> Any:
