@@ -88,8 +88,9 @@ def main() -> None:
             tallies[name] = run(name, plan, arguments.seed, Path(folder))
         if "longest_recovery" in missed(tallies[name], plan):
             print(f"  recovery took longest after: {tallies[name].slowest}", file=sys.stderr, flush=True)
-        for finding in tallies[name].findings:
-            print(f"  {finding}", file=sys.stderr, flush=True)
+        told = tallies[name].findings or (tallies[name].reasons if missed(tallies[name], plan) else [])
+        for line in told:
+            print(f"  {line}", file=sys.stderr, flush=True)
     print(table(tallies, plan))
     print(
         f"* keeps its sessions when it dies.  {_MISSED} misses its target: a wait of two budgets and "

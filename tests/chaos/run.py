@@ -102,12 +102,15 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
             async with http.get(f"{world.url}/loop") as response:
                 told = await response.json()
         tally.longest_stall, tally.cancelled_handlers = told["longest_stall"], told["cancelled"]
+        tally.explain(told["reasons"])
         for complaint in told["complaints"]:
             tally.find("errors", f"the app logged: {complaint}")
         for child in reversed(children):  # the app first: it closes its connections
             await child.end()
             if child.said():
                 tally.find("errors", child.said())
+    if tally.findings:
+        tally.findings += tally.reasons
     return tally
 
 
