@@ -12,6 +12,7 @@ from .chaos.app import MOST_REASONS, Reasons, make_app
 from .chaos.run import SHORT, SUBJECTS, run
 from .chaos.tally import Tally
 from .conftest import STORAGES
+from .servers import MongoDB
 
 SEED = "1"
 TIMES = {"longest_wait", "longest_stall", "longest_recovery"}
@@ -64,3 +65,16 @@ def test_what_a_run_tells_of_its_reasons_has_a_bound() -> None:
     tally.explain(reasons.met)
     assert len(tally.reasons) <= 11
     assert tally.reasons[0].startswith("1 x 500 ")
+
+
+def test_a_server_that_has_come_to_a_halt_is_told_from_what_is_tested(tmp_path: Path) -> None:
+    server = MongoDB(tmp_path / "mongodb")
+    server.start()
+    try:
+        server.must_answer()
+        server.pause()
+        with pytest.raises(RuntimeError, match="the server itself has come to a halt.* did not answer ping"):
+            server.must_answer(within=0.5)
+        assert server.process is None
+    finally:
+        server.kill()

@@ -42,7 +42,8 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.start()
     client: MongoClient[dict[str, Any]]
     with MongoClient(server.url, directConnection=True) as client:
-        # SecantusDB comes to a halt where the first document of a collection and its index meet.
+        # SecantusDB comes to a halt if the first document of a collection and its index meet: create_collection holds
+        # its lock while it waits for the document's transaction, which waits for the lock (0.7.0b3, as a replica set).
         client["sessions"]["sessions"].create_index("e", expireAfterSeconds=0)
     yield server.url
     server.kill()

@@ -24,6 +24,8 @@ class Tally:
     """Answers 409 where no other write can have come between."""
     errors: int = 0
     """Answers that are no session's: 500, dropped connections, and what the app logged as an error."""
+    unserved: int = 0
+    """Visitors that waited in vain: for one answer, or for a 200 once nothing was broken any more."""
     longest_wait: float = 0.0
     longest_stall: float = 0.0
     longest_recovery: float = 0.0
