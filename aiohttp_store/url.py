@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from .errors import ConfigError
 
-__all__ = ["Host", "StorageURL", "TLSOptions", "identifier", "nearest", "positive"]
+__all__ = ["Host", "StorageURL", "TLSOptions", "identifier", "is_secret", "nearest", "positive"]
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ class StorageURL:
             (f"[{name}]" if ":" in name else name) + (f":{port}" if port is not None else "")
             for name, port in self.hosts
         )
-        query = "&".join(f"{name}={'***' if _is_secret(name) else value}" for name, value in self.query)
+        query = "&".join(f"{name}={'***' if is_secret(name) else value}" for name, value in self.query)
         return f"{self.scheme}://{login}{'@' if login else ''}{hosts}{self.path}{'?' if query else ''}{query}"
 
 
@@ -185,12 +185,18 @@ class TLSOptions:
         return context
 
 
+def is_secret(name: str) -> bool:
+    """Whether the value of this parameter must not be shown."""
+    return any(word in name.lower() for word in ("password", "secret", "token", "authmechanismproperties"))
+
+
 def nearest(name: str, known: typing.Iterable[str], shown: str = "{!r}") -> str:
-    """Give `; did you mean 'this'?`, or nothing where no known name is like it."""
+    """Return `; did you mean 'this'?`, or nothing if no known name is like it, in upper or lower case."""
     import difflib  # noqa: PLC0415  (only where there is an error to tell)
 
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {shown.format(found[0])}?" if found else ""
+    spelled = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(name.lower(), spelled, 1)
+    return f"; did you mean {shown.format(spelled[found[0]])}?" if found else ""
 
 
 def positive(name: str, value: float) -> None:
@@ -225,7 +231,3 @@ def _convert(name: str, text: str, hint: Any) -> Any:
         return _BOOLEANS[text.lower()] if kinds[0] is bool else kinds[0](text)
     except (KeyError, ValueError):
         raise ConfigError(f"{name}={text!r} is not of type {kinds[0].__name__}") from None
-
-
-def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in ("password", "secret", "token", "authmechanismproperties"))

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 from redis import Connection, RedisError
 
 START_WITHIN = 60.0
@@ -64,6 +66,8 @@ class Server:
 
     user: str | None = None
     """Whom the server runs as, if not as the tests."""
+    environment: ClassVar[dict[str, str]] = {}
+    """What is added to the tests' own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,7 +97,14 @@ class Server:
             self.folder.mkdir(parents=True)
             self.prepare()
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, cwd=self.home, user=self.user)
+            self.process = subprocess.Popen(
+                self.command(),
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+                user=self.user,
+                env={**os.environ, **self.environment},
+            )
         give_up = time.monotonic() + START_WITHIN
         while True:
             try:
@@ -123,6 +134,9 @@ class Server:
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
+
+    def must_answer(self) -> None:
+        """Raise an error if the server itself has come to a halt, and so is what failed; the others never did yet."""
 
     def pause(self) -> None:
         """Stop the process, so that it keeps its connections and says nothing."""
@@ -311,6 +325,38 @@ class PostgreSQL(Server):
 class MongoDB(Server):
     scheme = "mongodb"
     path = "/sessions"
+    environment: ClassVar[dict[str, str]] = {"PYTHONFAULTHANDLER": "1"}
+
+    def must_answer(self, within: float = 10.0) -> None:
+        """Ask the server itself, past any proxy; SecantusDB has answered pings while its threads held each other up.
+
+        Raises:
+            RuntimeError: it did not answer; with what its threads were at, and it is ended.
+        """
+        milliseconds = round(within * 1000)
+        client: MongoClient[dict[str, Any]] = MongoClient(
+            f"mongodb://127.0.0.1:{self.port}",
+            directConnection=True,
+            serverSelectionTimeoutMS=milliseconds,
+            connectTimeoutMS=milliseconds,
+            socketTimeoutMS=milliseconds,
+            retryReads=False,
+        )
+        asked = "ping"
+        try:
+            with client:
+                client.admin.command(asked)
+                asked = "listCollections"
+                for name in client["sessions"].list_collection_names():
+                    asked = f"find in {name}"
+                    client["sessions"][name].find_one()
+        except PyMongoError as error:
+            self._end(signal.SIGABRT)  # Python then writes down where each thread was
+            said = (self.folder / "log").read_text(errors="replace")[-10_000:]
+            raise RuntimeError(
+                f"the server itself has come to a halt, not what is tested: {self.command()[0]} did not answer "
+                f"{asked} within {within:g} s ({type(error).__name__}); its log ends with:\n{said}"
+            ) from None
 
     def command(self) -> list[str]:
         name = program("mongod", "secantusd-py")

@@ -109,6 +109,7 @@ def test_parameters_are_read_by_their_types() -> None:
     ("query", "message"),
     [
         ("timeuot=1", "x:// has no parameter 'timeuot'; did you mean 'timeout'?; it knows name, on, size, timeout"),
+        ("TIMEOUT=1", "x:// has no parameter 'TIMEOUT'; did you mean 'timeout'?; it knows"),
         ("zzz=1", "x:// has no parameter 'zzz'; it knows"),
         ("size=1.5", "size='1.5' is not of type int"),
         ("on=maybe", "on='maybe' is not of type bool"),

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import re
 import sys
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,21 +20,21 @@ from urllib.parse import quote_plus, unquote_plus
 import bson
 import pymongo
 from bson.codec_options import CodecOptions
-from pymongo import AsyncMongoClient, ReadPreference
+from pymongo import AsyncMongoClient, ReadPreference, uri_parser_shared
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.pool import Pool
+from pymongo.common import URI_OPTIONS_VALIDATOR_MAP
 from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
 from pymongo.monitoring import ConnectionClosedReason
 from pymongo.uri_parser import parse_uri, split_options
-from pymongo.uri_parser_shared import URI_OPTIONS
 
 from ..errors import ConfigError, SessionTooLarge
 from ..former import Former, FormerOptions
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
-from ..url import identifier, nearest, positive
+from ..url import identifier, is_secret, nearest, positive
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from ..url import StorageURL
 
@@ -49,6 +48,18 @@ _LIMIT = 16 * 1024 * 1024
 _FRAME = len(bson.encode({"_id": b"k" * 43, "v": b"8 random", "d": b"", "e": datetime.now(UTC)}))
 _CONCURRENT = 8
 _INDEX_AGAIN = 1.0
+
+_SPELLED = {name.lower(): name for name in getattr(uri_parser_shared, "URI_OPTIONS", ())}
+"""MongoDB's parameters as its manual writes them; older releases of PyMongo list them in lower case only."""
+_OBJECTS = {"driver", "server_api"}  # PyMongo lists them, but takes them as arguments only
+_OF_SECONDARIES = {"readpreference": "primary", "readpreferencetags": [{}], "maxstalenessseconds": -1}
+_RENAMED = {
+    "j": "journal",
+    "wtimeout": "wTimeoutMS",
+    "ssl_ca_certs": "tlsCAFile",
+    "ssl_certfile": "tlsCertificateKeyFile",
+}
+"""What MongoDB's or PyMongo's manual once called them, and what is not like the name of today."""
 
 # $cond, because $and promises no order and $toLong fails on foreign types. Compared as numbers, because
 # not every server that speaks MongoDB's protocol compares a stored date with $$NOW rightly.
@@ -155,11 +166,11 @@ class MongoDBStorage(Storage):
         parts = [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in own]
         scheme = "mongodb+srv" if url.scheme == "mongodb+srv" else "mongodb"
         text = f"{scheme}://{address}" + (("" if "/" in address else "/") + "?" + "&".join(parts) if parts else "")
-        parsed, given = _validated(url, text, own)
+        given = _given(url, parts, own)
+        parsed = _parsed(url, text, given)
         settings = _settings(given, options)
         make = partial(AsyncMongoClient, _pool_class=_Pool) if url.scheme == "mongodb+pymongo" else _motor_client(url)
-        shown = str(dataclasses.replace(url, user=None, password=None, query=()))
-        source = _Source(partial(make, text, **settings), shown)
+        source = _Source(partial(make, text, **settings), _shown(url))
         return cls(
             source,
             database=parsed["database"] or "sessions",
@@ -375,37 +386,76 @@ def _why(write: Write, version: bytes, found: Record | None) -> Outcome:
     return Saved(version) if found.version == version else Conflict(found)
 
 
-def _validated(url: StorageURL, text: str, own: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give PyMongo's reading of the URL, and its options, their names in lower case."""
-    bare, _, query = text.partition("?")
+def _given(url: StorageURL, parts: Sequence[str], own: Sequence[str]) -> dict[str, Any]:
+    """Return the values of MongoDB's parameters by their names in lower case.
+
+    Names are checked here, and values one by one, because PyMongo knows nothing of our own parameters, and what it
+    says of a wrong one names neither the parameter nor the value in every release.
+    """
+    known = {name: _SPELLED.get(name, name) for name in URI_OPTIONS_VALIDATOR_MAP.keys() - _OBJECTS}
+    seen: set[str] = set()
+    for part in parts:
+        name, sign, value = part.partition("=")
+        if name.lower() not in known:
+            meant = nearest(_RENAMED.get(name.lower(), name), [*own, *known.values()])
+            raise ConfigError(
+                f"{url.scheme}:// has no parameter {name!r}{meant}; "
+                f"its own are {', '.join(sorted(own))}, and all others are MongoDB's"
+            )
+        if not sign:
+            raise ConfigError(f"the parameter {name!r} has no value; write {name}=value")
+        if name.lower() in seen:
+            raise ConfigError(f"the parameter {name!r} is given twice in {url}")
+        seen.add(name.lower())
+        text = unquote_plus(value)
+        with _named(f"{name}={'***' if is_secret(name) else repr(text)}", *((text, value) if is_secret(name) else ())):
+            split_options(part, normalize=False)
+    with _named(_shown(url)):  # parameters that exclude each other
+        return dict(split_options("&".join(parts), normalize=False)) if parts else {}
+
+
+def _parsed(url: StorageURL, text: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return PyMongo's reading of the whole URL, after a look at what it allows and sessions do not."""
+    # PyMongo looks SRV records up while it parses: a look-up has its time in `open`.
+    is_srv = url.scheme == "mongodb+srv"
+    with _named(_shown(url), url.password, quote_plus(url.password or "")):
+        parsed = parse_uri(f"mongodb{text.partition('?')[0].removeprefix('mongodb+srv')}" if is_srv else text)
+    refused = {
+        "it takes one host, without a port": is_srv and (len(url.hosts) != 1 or url.hosts[0].port is not None),
+        "the path names the database only; name the collection with collection=": parsed["collection"],
+        "w=0 hides what became of a write; leave it out for w=majority": given.get("w") == 0,
+        "readPreference must be primary, without readPreferenceTags and maxStalenessSeconds: "
+        "a secondary may still show a session that was ended": any(
+            given.get(name, value) != value for name, value in _OF_SECONDARIES.items()
+        ),
+        "pool_size= is another name of maxPoolSize=; give one": (
+            "maxpoolsize" in given and "pool_size" in dict(url.query)
+        ),
+    }
+    for why, is_so in refused.items():
+        if is_so:
+            raise ConfigError(f"{url.scheme}:// cannot be used so: {why}")
+    return parsed
+
+
+@contextmanager
+def _named(what: str, *secrets: str | None) -> Iterator[None]:
+    """Raise what PyMongo has against a part of the URL as a `ConfigError` that names the part, and no secret."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # an option given twice, a compressor that is not installed
-            given = dict(split_options(query, normalize=False)) if query else {}
-            # PyMongo looks SRV records up while it parses: a look-up has its time in `open`.
-            is_srv = url.scheme == "mongodb+srv"
-            parsed = parse_uri(f"mongodb{bare.removeprefix('mongodb+srv')}" if is_srv else text)
-        if is_srv and (len(url.hosts) != 1 or url.hosts[0].port is not None):
-            raise ConfigError("it takes one host, without a port")
-        if parsed["collection"]:
-            raise ConfigError("the path names the database only; name the collection with collection=")
-        if given.get("w") == 0:
-            raise ConfigError("w=0 hides what became of a write; leave it out for w=majority")
-        if str(given.get("readpreference", "primary")).lower() != "primary":
-            raise ConfigError("readPreference must be primary: a secondary may still show a session that was ended")
-        if "maxpoolsize" in given and "pool_size" in dict(url.query):
-            raise ConfigError("pool_size= is another name of maxPoolSize=; give one")
-    except (PyMongoError, OSError, ValueError, TypeError, UserWarning) as error:
+            warnings.simplefilter("error", UserWarning)  # a compressor that is not installed
+            yield
+    except (PyMongoError, OSError, ValueError, TypeError, KeyError, UserWarning) as error:
         complaint = str(error)
     else:
-        return parsed, given
-    unknown = re.match(r"Unknown option: ([^.]*)\.", complaint)
-    if unknown:
-        name = next((name for name, _ in url.query if name.lower() == unknown[1].lower()), unknown[1])
-        complaint = f"it has no parameter {name!r}{nearest(name, [*URI_OPTIONS, 'timeoutMS', *own])}"
-    for secret in filter(None, (url.password, quote_plus(url.password or ""))):
+        return
+    for secret in filter(None, secrets):
         complaint = complaint.replace(secret, "***")
-    raise ConfigError(f"{url.scheme}:// cannot be used so: {complaint}")
+    raise ConfigError(f"{what} cannot be used: {complaint}")
+
+
+def _shown(url: StorageURL) -> str:
+    return str(dataclasses.replace(url, user=None, password=None, query=()))
 
 
 def _settings(given: dict[str, Any], options: Options) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+import aiohttp_store
 from aiohttp_store import Cookie, Session, SessionGone, get_session, new_session, setup
 
 from .child import obey
@@ -21,6 +24,12 @@ from .child import obey
 IDLE_TIMEOUT = 100.0
 """Seconds; sessions are prolonged after a twentieth of it, so that this happens too."""
 LOG_LENGTH = 64
+MOST_REASONS = 40
+_LONGEST_REASON = 240
+_PACKAGE = str(Path(aiohttp_store.__file__).parent)
+_CHANGING = re.compile(
+    r"0x[0-9a-f]+|[0-9a-f]{24,}|(?<![\d.])\d+\.\d+(?!\.?\d)|:\d{4,5}\b"
+)  # addresses of objects, ids, times, ports
 _TICK = 0.01
 _WAITED_FOR_PROCESSOR = Path("/proc/self/schedstat")  # of the main thread, which is the loop's
 
@@ -61,6 +70,47 @@ class Cancellations:
                 raise
 
         return middleware
+
+
+class Reasons:
+    """Keeps why requests were answered 500 and 503: each reason once, how often it was met, and when first and last."""
+
+    def __init__(self) -> None:
+        self.met: dict[str, tuple[int, float, float]] = {}
+
+    def middleware(self) -> Middleware:
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except web.HTTPException as answer:
+                if answer.status >= 500:
+                    self._add(answer.status, answer.__cause__ or answer)
+                raise
+            except Exception as error:
+                self._add(500, error)
+                raise
+
+        return middleware
+
+    def _add(self, status: int, error: BaseException) -> None:
+        reason = f"{status} {reason_of(error)}"
+        if reason not in self.met and len(self.met) >= MOST_REASONS:
+            reason = f"{status} for other reasons"
+        now = time.monotonic()
+        count, first, _ = self.met.get(reason, (0, now, now))
+        self.met[reason] = (count + 1, first, now)
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return the error and what caused it, without what always differs, and the lines where the cause was met."""
+    reasons, lines = [], {}
+    while error is not None:
+        reasons.append(_CHANGING.sub("#", f"{type(error).__name__}: {error}")[:_LONGEST_REASON])
+        for frame in traceback.extract_tb(error.__traceback__):
+            lines[frame.filename.startswith(_PACKAGE)] = f"{Path(frame.filename).name}:{frame.lineno}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return f"{' from '.join(reasons)} ({', '.join(lines.values())})"
 
 
 class Complaints(logging.Handler):
@@ -162,15 +212,20 @@ def make_app(url: str, **options: Any) -> web.Application:
 async def main(url: str) -> None:
     complaints = Complaints()
     logging.basicConfig(handlers=[complaints], level=logging.ERROR)
-    loop, cancellations = Loop(), Cancellations()
+    loop, cancellations, reasons = Loop(), Cancellations(), Reasons()
 
     async def tell(request: web.Request) -> web.Response:
         return web.json_response(
-            {"longest_stall": loop.longest, "cancelled": cancellations.count, "complaints": complaints.lines}
+            {
+                "longest_stall": loop.longest,
+                "cancelled": cancellations.count,
+                "complaints": complaints.lines,
+                "reasons": reasons.met,
+            }
         )
 
     app = make_app(url)
-    app.middlewares.insert(0, cancellations.middleware())  # around the one that saves
+    app.middlewares[:0] = [cancellations.middleware(), reasons.middleware()]  # around the one that saves
     app.add_subapp("/strict", make_app(url, on_conflict="raise", cookie=Cookie(name="strict")))
     app.router.add_get("/loop", tell)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)

@@ -14,7 +14,7 @@ from .child import Child
 from .visitor import World
 
 _EVERY = 0.05  # seconds from one probe to the next
-_TOO_LATE = 15.0
+TOO_LATE = 15.0
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Prober:
         began = time.monotonic()
         asking: set[asyncio.Task[bool]] = set()
         try:
-            while time.monotonic() < began + _TOO_LATE:
+            while time.monotonic() < began + TOO_LATE:
                 asking.add(asyncio.create_task(self._ask()))
                 done, asking = await asyncio.wait(asking, timeout=_EVERY)
                 if any(task.result() for task in done):

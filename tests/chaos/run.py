@@ -16,7 +16,7 @@ from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from ..conftest import ONE_SERVER, STORAGES
 from ..servers import SERVERS, Server
 from .child import Child
-from .faults import FAULTS, Prober, Stage
+from .faults import FAULTS, TOO_LATE, Prober, Stage
 from .tally import Tally
 from .visitor import Visitor, World
 
@@ -95,6 +95,8 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
                     await _misfortune(plan, Stage(world, server, wire, draw, plan.brief, plan.long))
                 world.stopping = True
                 await asyncio.gather(*visitors)
+                if tally.unserved and server is not None:
+                    await asyncio.to_thread(server.must_answer)
             finally:
                 for visitor in visitors:
                     visitor.cancel()
@@ -102,12 +104,15 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
             async with http.get(f"{world.url}/loop") as response:
                 told = await response.json()
         tally.longest_stall, tally.cancelled_handlers = told["longest_stall"], told["cancelled"]
+        tally.explain(told["reasons"])
         for complaint in told["complaints"]:
             tally.find("errors", f"the app logged: {complaint}")
         for child in reversed(children):  # the app first: it closes its connections
             await child.end()
             if child.said():
                 tally.find("errors", child.said())
+    if tally.findings:
+        tally.findings += tally.reasons
     return tally
 
 
@@ -121,6 +126,8 @@ async def _misfortune(plan: Plan, stage: Stage) -> None:
                 return
             await fault(stage)
             seconds = await prober.recovery()
+            if seconds >= TOO_LATE:
+                await asyncio.to_thread(stage.server.must_answer)
             if seconds > world.tally.longest_recovery:
                 world.tally.longest_recovery, world.tally.slowest = seconds, fault.__name__
             await stage.wait(plan.calm)

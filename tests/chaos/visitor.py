@@ -138,7 +138,7 @@ class Visitor:
                 while not (await act()).is_acknowledged:
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            self.find("errors", "is not served any more, though nothing is broken")
+            self.find("unserved", "is not served any more, though nothing is broken")
             self.dead.clear()
 
     # What a visitor does.
@@ -304,7 +304,7 @@ class Visitor:
                     self.find("errors", f"was answered {response.status} to {act}: {body[:200]!r}")
         except TimeoutError:
             if patience == GIVE_UP:
-                self.find("errors", f"got no answer to {act} within {GIVE_UP:g} s")
+                self.find("unserved", f"got no answer to {act} within {GIVE_UP:g} s")
             else:
                 self.tally.cancelled += 1
                 return answer._replace(status=None)
