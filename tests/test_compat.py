@@ -22,7 +22,6 @@ import aiohttp_session as real
 import aiomcache
 import pytest
 from aiohttp import DummyCookieJar, web
-from aiohttp.pytest_plugin import AiohttpClient
 from aiohttp.test_utils import make_mocked_request
 from aiohttp_session.cookie_storage import EncryptedCookieStorage as RealEncrypted
 from aiohttp_session.memcached_storage import MemcachedStorage as RealMemcached
@@ -36,7 +35,7 @@ from redis.backoff import NoBackoff
 import aiohttp_store
 from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat, middleware
 
-from .conftest import Serve, Servers
+from .conftest import AiohttpClient, Serve, Servers
 from .pages import ROOT
 
 SDIST = ROOT / "build/tests/aiohttp_session-2.12.1.tar.gz"
