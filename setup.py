@@ -10,7 +10,7 @@ version = re.search(r'^__version__ = "(.+)"$', (here / "aiohttp_store/__init__.p
 if version is None:
     raise SystemExit("aiohttp_store/__init__.py names no version")
 
-redis = ["redis>=8,<9"]
+redis = ["redis>=5.0.1,<9"]
 memcached = ["aiomcache>=0.8.2,<0.9"]
 mongodb = ["motor>=3.7", "pymongo>=4.13"]
 # aiomysql 0.3 breaks on bytes with PyMySQL 1.2; MySQL 8 logins without TLS need cryptography
