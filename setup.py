@@ -30,7 +30,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["aiohttp_store", "aiohttp_store.*"]),
-    install_requires=["aiohttp>=3.10"],
+    # attributes of its requests, responses and cookie jars that are private are used, and set
+    install_requires=["aiohttp>=3.10,<4"],
     extras_require={
         "redis": redis,
         "memcached": memcached,
