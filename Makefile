@@ -7,11 +7,11 @@
 # make chaos      break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make screenshot take the picture of the demo, docs/demo.png
 # make servers    install the servers that the tests need and that are missing
-# make constraints write constraints.txt and constraints-oldest.txt anew, from what is newest today; on Python 3.11
+# make constraints write constraints.txt and constraints-oldest.txt anew, as of today; on Python 3.11
 # make clean      remove all that the other targets made
 #
-# .venv gets the versions of constraints.txt. With LATEST=1 a target runs in .venv-latest, which gets the newest of
-# everything, again on each new day; with OLDEST=1 in .venv-oldest, which gets the oldest versions that setup.py allows.
+# .venv gets the versions in constraints.txt. With LATEST=1 a target runs in .venv-latest, which gets the newest of
+# everything once a day; with OLDEST=1 in .venv-oldest, which gets the oldest versions that setup.py allows.
 
 PYTHON ?= python3
 URL ?= sqlite:///demo.db
@@ -28,7 +28,7 @@ endif
 BIN := $(VENV)/bin
 MADE ?= $(VENV)/made
 
-# In the environment, so that they hold for what a package is built with, too; pip 25.3 and later wants another name there.
+# In environment variables, which also hold where pip builds a package; from pip 25.3 on that is the second one.
 constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
 PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
 
@@ -103,6 +103,7 @@ $(VENV)/developer: $(VENV)/installed requirements-dev.txt requirements-dev-alone
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest .venv-oldest .venv-bench benchmarks/node_modules benchmarks/package-lock.json benchmarks/results.json
+	rm -rf .venv .venv-latest .venv-oldest .venv-bench
+	rm -rf benchmarks/node_modules benchmarks/package-lock.json benchmarks/results.json
 	rm -rf docs/_build build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.db*
 	find . -name __pycache__ -prune -exec rm -rf {} +
