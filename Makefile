@@ -7,77 +7,103 @@
 # make chaos      break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make screenshot take the picture of the demo, docs/demo.png
 # make servers    install the servers that the tests need and that are missing
+# make constraints write constraints.txt and constraints-oldest.txt anew, as of today; on Python 3.11
 # make clean      remove all that the other targets made
+#
+# .venv gets the versions in constraints.txt. With LATEST=1 a target runs in .venv-latest, which gets the newest of
+# everything once a day; with OLDEST=1 in .venv-oldest, which gets the oldest versions that setup.py allows.
 
 PYTHON ?= python3
-BIN := .venv/bin
 URL ?= sqlite:///demo.db
 PORT ?= 8080
 WORKERS ?= 3
 
-.PHONY: demo test lint docs package bench chaos screenshot servers clean
+ifneq ($(LATEST),)
+VENV := .venv-latest
+MADE := $(VENV)/made-$(shell date +%Y-%m-%d)
+else
+VENV := .venv$(if $(OLDEST),-oldest)
+CONSTRAINTS := constraints$(if $(OLDEST),-oldest).txt
+endif
+BIN := $(VENV)/bin
+MADE ?= $(VENV)/made
 
-demo: .venv/installed
+# In environment variables, which also hold where pip builds a package; from pip 25.3 on that is the second one.
+constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
+PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
+
+.PHONY: demo test lint docs package bench chaos screenshot servers constraints clean
+
+demo: $(VENV)/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
 
-test: .venv/developer servers
+test: $(VENV)/developer servers
 	$(BIN)/pytest --numprocesses $(WORKERS) --cov --cov-report=term $(ARGS)
 
-lint: .venv/developer
+lint: $(VENV)/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/developer
+docs: $(VENV)/developer
 	$(BIN)/sphinx-build -n -W --keep-going --quiet docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 bench: .venv-bench/installed servers
 	.venv-bench/bin/python -m benchmarks --save benchmarks/results.json --write-docs $(ARGS)
 
-chaos: .venv/developer servers
+chaos: $(VENV)/developer servers
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 # The tests have no checkout around them: what the sdist or the wheel lacks is missing.
-package: .venv/developer
+package: $(VENV)/developer
 	rm -rf dist
-	$(BIN)/python -m build --quiet
+	$(call constrained,$(CONSTRAINTS)) $(BIN)/python -m build --quiet
 	$(BIN)/python -m twine check --strict dist/*
 	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT INT TERM; \
 	tar -xzf dist/*.tar.gz -C "$$folder" --strip-components 1; \
 	rm -r "$$folder/aiohttp_store"; \
-	$(BIN)/python -m venv "$$folder/.venv"; \
-	"$$folder/.venv/bin/python" -m pip install --quiet "$$(echo dist/*.whl)[all]"; \
-	touch "$$folder/.venv/installed"; \
+	$(BIN)/python -m venv "$$folder/$(VENV)"; touch "$$folder/$(MADE)"; \
+	$(call constrained,$(CONSTRAINTS)) "$$folder/$(BIN)/python" -m pip install --quiet "$$(echo dist/*.whl)[all]"; \
+	touch "$$folder/$(VENV)/installed"; \
 	$(MAKE) -C "$$folder" servers; \
-	cd "$$folder"; .venv/bin/pytest --numprocesses $(WORKERS) $(ARGS)
+	cd "$$folder"; $(BIN)/pytest --numprocesses $(WORKERS) $(ARGS)
 
-screenshot: .venv/developer servers
+screenshot: $(VENV)/developer servers
 	$(BIN)/python -m tests.browser docs/demo.png
 
-servers: .venv/developer
-	sh tests/install-servers
+servers: $(VENV)/developer
+	BIN='$(BIN)' PIP='$(PIP)' sh tests/install-servers
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv || { rm -rf .venv; sh tests/install-servers venv && $(PYTHON) -m venv .venv; }
+constraints:
+	PYTHON='$(PYTHON)' sh tests/write-constraints
 
-.venv/installed: .venv/bin/python setup.py
-	$(BIN)/python -m pip install --quiet --editable '.[all]'
+# Made anew when a pin has changed, so that nothing is left of other versions.
+$(MADE): $(CONSTRAINTS)
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); sh tests/install-servers venv && $(PYTHON) -m venv $(VENV); }
 	touch $@
 
-.venv/developer: .venv/installed requirements-dev.txt requirements-dev-alone.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-dev-alone.txt
+$(VENV)/installed: $(MADE) setup.py
+	$(PIP) install --quiet --editable '.[all]'
 	touch $@
 
-# An environment of its own, so that the developer's stays clean; without npm the contenders on Node are left out.
-.venv-bench/installed: setup.py benchmarks/requirements.txt benchmarks/package.json
+$(VENV)/developer: $(VENV)/installed requirements-dev.txt requirements-dev-alone.txt
+	$(PIP) install --quiet --requirement requirements-dev.txt
+	$(PIP) install --quiet --no-deps --requirement requirements-dev-alone.txt
+	touch $@
+
+# An environment of its own, so that the developer's stays clean; the contenders are the newest, and without npm those on
+# Node are left out.
+.venv-bench/installed: setup.py constraints.txt benchmarks/requirements.txt benchmarks/package.json
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --editable '.[all]' --requirement benchmarks/requirements.txt
+	$(call constrained,constraints.txt) .venv-bench/bin/python -m pip install --quiet \
+		--editable '.[all]' --requirement benchmarks/requirements.txt
 	! command -v npm >/dev/null || npm install --prefix benchmarks --silent --no-package-lock
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench benchmarks/node_modules benchmarks/package-lock.json benchmarks/results.json
+	rm -rf .venv .venv-latest .venv-oldest .venv-bench
+	rm -rf benchmarks/node_modules benchmarks/package-lock.json benchmarks/results.json
 	rm -rf docs/_build build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.db*
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -10,11 +10,11 @@ version = re.search(r'^__version__ = "(.+)"$', (here / "aiohttp_store/__init__.p
 if version is None:
     raise SystemExit("aiohttp_store/__init__.py names no version")
 
-redis = ["redis>=8,<9"]
+redis = ["redis>=5.0.1,<9"]
 memcached = ["aiomcache>=0.8.2,<0.9"]
 mongodb = ["motor>=3.7", "pymongo>=4.13"]
 # aiomysql 0.3 breaks on bytes with PyMySQL 1.2; MySQL 8 logins without TLS need cryptography
-mysql = ["aiomysql>=0.3.2,<0.4", "PyMySQL>=1.1,<1.2", "cryptography"]
+mysql = ["aiomysql>=0.3.2,<0.4", "PyMySQL>=1.1,<1.2", "cryptography>=42"]
 cookie = ["cryptography>=42"]
 # a private attribute makes its thread a daemon
 sqlite = ["aiosqlite>=0.22.1,<0.23"]
@@ -30,7 +30,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["aiohttp_store", "aiohttp_store.*"]),
-    install_requires=["aiohttp>=3.14"],
+    # attributes of its requests, responses and cookie jars that are private are used, and set
+    install_requires=["aiohttp>=3.10,<4"],
     extras_require={
         "redis": redis,
         "memcached": memcached,

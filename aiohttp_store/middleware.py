@@ -45,7 +45,8 @@ class _Visit:
         self.received: web.Request | None = received
 
 
-_VISIT: web.RequestKey[Any] = web.RequestKey("aiohttp_store.visit", _Visit)
+# aiohttp before 3.14 has no RequestKey, and keeps what a request carries under strings.
+_VISIT: Any = web.RequestKey("aiohttp_store.visit", _Visit) if hasattr(web, "RequestKey") else "aiohttp_store.visit"
 _KEEPER: web.AppKey[Keeper] = web.AppKey("aiohttp_store.keeper", Keeper)
 
 on_keeper: list[Callable[[Keeper], None]] = []

@@ -7,12 +7,11 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
-from aiohttp.pytest_plugin import AiohttpClient
+from aiohttp import pytest_plugin, web
 from aiohttp.test_utils import TestClient
 from aiohttp.typedefs import Handler
 
@@ -118,7 +117,10 @@ async def browser() -> AsyncIterator[Any]:
         yield started
 
 
-Client = TestClient[web.Request, web.Application]
+# Quoted, as aiohttp before 3.11 lacks these names, and its TestClient is not generic.
+AiohttpClient: TypeAlias = "pytest_plugin.AiohttpClient"
+AiohttpServer: TypeAlias = "pytest_plugin.AiohttpServer"
+Client: TypeAlias = "TestClient[web.Request, web.Application]"
 Serve = Callable[..., Awaitable[Client]]
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
-from aiohttp.pytest_plugin import AiohttpClient, AiohttpServer
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -40,7 +39,7 @@ from aiohttp_store.middleware import _KEEPER
 
 from . import test_headers, test_identity, test_lifetimes, test_requests, test_session, test_streams
 from .app import AppProcess
-from .conftest import Client, Serve
+from .conftest import AiohttpClient, AiohttpServer, Client, Serve
 from .test_lifetimes import DAY, HOUR
 from .test_requests import JUNK, make_app, raw
 

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, NamedTuple
 import aiohttp_session
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
-from aiohttp.pytest_plugin import AiohttpServer
 from aiohttp.test_utils import TestServer
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
@@ -32,7 +31,7 @@ from aiohttp_store import ConfigError, Cookie
 from aiohttp_store.storages import SCHEMES
 from aiohttp_store.testing import Clock, freeze
 
-from .conftest import PATIENCE, Servers
+from .conftest import PATIENCE, AiohttpServer, Servers
 from .pages import PAGES, table
 from .proxy import Proxy
 from .servers import free_port

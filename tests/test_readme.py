@@ -97,12 +97,12 @@ async def test_the_first_app_counts_the_visits_of_each_visitor(servers: Servers,
 async def test_make_demo_serves_the_demo_that_keeps_sessions_where_it_is_told(
     url: str | None, servers: Servers, tmp_path: Path
 ) -> None:
-    for name in ("Makefile", "setup.py", "examples"):
+    for name in ("Makefile", "setup.py", "constraints.txt", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv/bin").mkdir(parents=True)
-    for name in ("bin/python", "installed"):  # what `make demo` would install, it takes from where the tests run
+    for name in ("made", "installed"):  # what `make demo` would install, it takes from where the tests run
         (tmp_path / ".venv" / name).touch()
-    make = [shutil.which("make") or "make", "demo", f"BIN={Path(sys.executable).parent}"]
+    make = [shutil.which("make") or "make", "demo", f"BIN={Path(sys.executable).parent}", "LATEST=", "OLDEST="]
     environment = {"PORT": "0"} | ({"URL": servers.url(url)} if url else {})
     async with started(*make, folder=tmp_path, **environment) as (said, address):
         assert f"Sessions are kept in {servers.url(url) if url else 'sqlite:///demo.db'}\n" in said

@@ -10,8 +10,6 @@ from typing import Any
 import aiomysql  # type: ignore[import-untyped]
 import pytest
 from aiohttp import ClientSession, CookieJar, WSMsgType, web
-from aiohttp.pytest_plugin import AiohttpClient, AiohttpServer
-from aiohttp.test_utils import TestClient
 from pymongo import AsyncMongoClient
 from redis.asyncio import Redis, RedisCluster
 
@@ -29,10 +27,9 @@ from aiohttp_store import (
 )
 from aiohttp_store.cookie import key_of_id
 
-from .conftest import STORAGES, Servers
+from .conftest import STORAGES, AiohttpClient, AiohttpServer, Client, Servers
 from .remote import kept
 
-Client = TestClient[web.Request, web.Application]
 SECRET = "a secret of more than thirty-two bytes"
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.pytest_plugin import AiohttpServer
 
 from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, new_session, setup
 from aiohttp_store.storages.memory import MemoryStorage
 
-from .conftest import Serve
+from .conftest import AiohttpServer, Serve
 from .remote import Remote, kept
 
 

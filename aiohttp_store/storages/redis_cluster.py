@@ -11,6 +11,8 @@ import random
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from redis.asyncio import cluster
+from redis.asyncio.connection import DefaultParser
 from redis.cluster import parse_cluster_slots
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, AuthenticationError, ClusterDownError, MovedError, NoScriptError, RedisError
@@ -33,6 +35,8 @@ __all__ = ["RedisClusterStorage"]
 
 _HOPS = 5
 """How often a command may be sent: a moved slot, an unknown script and a lost connection cost one each."""
+_PARSER: Any = getattr(cluster, "ClusterParser", DefaultParser)
+"""What knows a cluster's errors; before redis-py 6 that is not the parser of a single server's replies."""
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at the cluster's layout, however many calls fail."""
 
@@ -182,6 +186,7 @@ class RedisClusterStorage(Sharded):
                 self._context,
                 timeout=self.timeout,
                 replicas=self._options.replicas,
+                parser_class=_PARSER,
                 **self._login,
                 host=name,
                 port=port,

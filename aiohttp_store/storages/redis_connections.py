@@ -23,6 +23,8 @@ try:
 except ImportError:  # redis-py works without it; packing is then several times slower
     pack_command = None  # type: ignore[assignment]
 
+_can_read = getattr(Connection, "can_read", None) or Connection.can_read_destructive  # its name before redis-py 8
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
@@ -85,6 +87,9 @@ class Connections:
             connection.ssl_context.context = self.context  # else each connection reads the files again
         return connection
 
+    async def _connect(self, connection: Any) -> None:
+        await connection.connect()
+
     async def execute_command(self, *command: Any) -> Any:
         """Do what the method of `redis.asyncio.Redis` does."""
         (reply,) = await self.execute((command,))
@@ -107,7 +112,7 @@ class Connections:
                 if connection.is_connected and await _is_closed(connection):
                     await drop(connection)
                 if not connection.is_connected:
-                    await connection.connect()
+                    await self._connect(connection)
                 transport = connection._writer.transport
                 pack = connection.pack_command if pack_command is None else _pack
                 # All of these disconnect when they are cancelled, so no answer is left for the next caller.
@@ -150,33 +155,13 @@ class Connections:
                     await drop(connection)
 
 
-class _OfPrimary:
-    """A connection that is refused where the server does not think itself the primary: a sentinel may be late."""
-
-    async def on_connect_check_health(self, check_health: bool = True) -> None:
-        connection: Any = self
-        await super().on_connect_check_health(check_health)  # type: ignore[misc]
-        await connection.send_command("ROLE")
-        role = (await connection.read_response())[0].decode()
-        if role != "master":
-            raise LostError(f"{connection.host}:{connection.port} has the role {role!r}, and not 'master'")
-
-
-class _PrimaryConnection(_OfPrimary, SentinelManagedConnection):
-    pass
-
-
-class _PrimarySSLConnection(_OfPrimary, SentinelManagedSSLConnection):
-    pass
-
-
 class SentinelConnections(Connections):
     """Connections to the server that the sentinels name as the primary of a service.
 
     Also what redis-py's SentinelManagedConnection asks of its pool.
     """
 
-    kinds = (_PrimaryConnection, _PrimarySSLConnection)
+    kinds = (SentinelManagedConnection, SentinelManagedSSLConnection)
     is_master = True
     check_connection = False
 
@@ -212,6 +197,18 @@ class SentinelConnections(Connections):
             self._sentinel = Sentinel(self._addresses, sentinel_kwargs=self._sentinel_settings)  # type: ignore[no-untyped-call]
         super().open()
 
+    async def _connect(self, connection: Any) -> None:
+        """Connect, and refuse a server that does not think itself the primary: a sentinel may be late."""
+        await super()._connect(connection)
+        try:
+            await connection.send_command("ROLE")
+            role = (await connection.read_response())[0].decode()
+            if role != "master":
+                raise LostError(f"{connection.host}:{connection.port} has the role {role!r}, and not 'master'")
+        except RedisError:
+            await drop(connection)
+            raise
+
     async def get_master_address(self) -> tuple[str, int]:
         """Give what the sentinels say, who are asked for all connections at once.
 
@@ -244,7 +241,8 @@ class SentinelConnections(Connections):
             await asyncio.wait({self._asking})
             self._asking = None
         if was_open:
-            await self._sentinel.aclose()
+            for client in self._sentinel.sentinels:  # Sentinel.aclose is new in redis-py 8
+                await client.aclose()
 
 
 class UnconfirmedError(RedisError):
@@ -277,8 +275,13 @@ async def _reply(connection: Any) -> Any:
 
 
 async def _is_closed(connection: Any) -> bool:
-    """Tell whether the server has ended or reset it: redis-py's own check sees the end, and no reset."""
-    return connection._writer.transport.is_closing() or bool(await connection.can_read())
+    """Whether the server has ended or reset it, or has sent what nobody asked for.
+
+    redis-py's own check sees no reset, and before version 8 it raises at an end.
+    """
+    if connection._writer.transport.is_closing() or connection._reader.at_eof():
+        return True
+    return bool(await _can_read(connection))
 
 
 async def drop(connection: Any) -> None:

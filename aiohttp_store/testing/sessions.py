@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from http.cookies import SimpleCookie
+from typing import Any, TypeAlias
 
 from aiohttp import CookieJar, hdrs, web
 from aiohttp.test_utils import TestClient, make_mocked_request
@@ -21,7 +23,7 @@ from ..storages.memory import MemoryStorage
 
 __all__ = ["Clock", "PresetSession", "freeze", "session_of", "set_session", "sign_in"]
 
-Client = TestClient[Any, Any]
+Client: TypeAlias = "TestClient[Any, Any]"  # quoted, as it is not generic before aiohttp 3.11
 
 
 async def sign_in(
@@ -235,14 +237,19 @@ def _leave_out_foreign_domain(keeper: Keeper, url: URL) -> None:
         keeper.cookie = replace(keeper.cookie, domain=None)
 
 
+def _cookie_of(header: str) -> SimpleCookie:
+    """Parse a `Set-Cookie` header, without what http.cookies does not know (one since Python 3.14), nor any jar."""
+    return SimpleCookie(re.sub(r"; *(Partitioned|Priority=\w+)", "", header, flags=re.IGNORECASE))
+
+
 def _take_cookies(client: Client, url: URL, response: web.Response) -> None:
     """Put the response's cookies into the client's jar, whose next requests must send them."""
     jar = client.session.cookie_jar
     if isinstance(jar, CookieJar):
-        jar._treat_as_secure_origin |= {url.origin()}
+        jar._treat_as_secure_origin = frozenset((*jar._treat_as_secure_origin, url.origin()))
     by_set_cookie = [cookie.OutputString() for cookie in response.cookies.values()]
     for header in [*response.headers.getall(hdrs.SET_COOKIE, ()), *by_set_cookie]:
-        jar.update_cookies_from_headers([header], url)
+        jar.update_cookies(_cookie_of(header), url)
         pair = header.partition(";")[0]
         if pair not in _sent(client, url):
             raise RuntimeError(
