@@ -5,6 +5,8 @@
 # make package    build sdist and wheel into dist/, and run the tests of the sdist against the installed wheel
 # make bench      measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
 # make chaos      break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
+# make simulate   try SEEDS=10000 orders of events, and print what came of them (ARGS='--replay 24': one, event by event)
+# make simulate-faults put faults into copies of the package, and tell which seed of the simulation finds each
 # make screenshot take the picture of the demo, docs/demo.png
 # make servers    install the servers that the tests need and that are missing
 # make constraints write constraints.txt and constraints-oldest.txt anew, as of today; on Python 3.11
@@ -17,6 +19,7 @@ PYTHON ?= python3
 URL ?= sqlite:///demo.db
 PORT ?= 8080
 WORKERS ?= 3
+SEEDS ?= 10000
 
 ifneq ($(LATEST),)
 VENV := .venv-latest
@@ -32,7 +35,7 @@ MADE ?= $(VENV)/made
 constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
 PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
 
-.PHONY: demo test lint docs package bench chaos screenshot servers constraints clean
+.PHONY: demo test lint docs package bench chaos simulate simulate-faults screenshot servers constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -54,6 +57,12 @@ bench: .venv-bench/installed servers
 
 chaos: $(VENV)/developer servers
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+simulate: $(VENV)/developer
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+simulate-faults: $(VENV)/developer
+	$(BIN)/python -m tests.simulation.faults $(ARGS)
 
 # The tests have no checkout around them: what the sdist or the wheel lacks is missing.
 package: $(VENV)/developer
