@@ -12,7 +12,8 @@ if version is None:
 
 redis = ["redis>=5.0.1,<9"]
 memcached = ["aiomcache>=0.8.2,<0.9"]
-mongodb = ["motor>=3.7", "pymongo>=4.13"]
+# PyMongo 4.13.1 blocks the event loop while it connects
+mongodb = ["motor>=3.7", "pymongo>=4.13.2"]
 # aiomysql 0.3 breaks on bytes with PyMySQL 1.2; MySQL 8 logins without TLS need cryptography
 mysql = ["aiomysql>=0.3.2,<0.4", "PyMySQL>=1.1,<1.2", "cryptography>=42"]
 cookie = ["cryptography>=42"]
