@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from aiohttp_store import Outcome, Record, Storage, Write
 from aiohttp_store.storages.memory import MemoryStorage
 
+from .conftest import PATIENCE
+
 
 class Remote(Storage):
     """What tests derive the storages from that are slow, silent, down or full."""
+
+    timeout: float = PATIENCE
 
     def __init__(self) -> None:
         self.memory = MemoryStorage()
