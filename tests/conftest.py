@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def patient(storage: Storage) -> Storage:
     """Return the storage, whose URL may have no timeout, with `PATIENCE`."""
     storage.timeout = PATIENCE
     return storage
+
+
+@asynccontextmanager
+async def opening(url: str) -> AsyncIterator[Storage]:
+    """Open the storage of a URL, with `PATIENCE` if that says nothing else."""
+    if "timeout=" not in url:
+        url += f"{'&' if '?' in url else '?'}timeout={PATIENCE}"
+    async with aiohttp_store.open_storage(url) as storage:
+        yield storage
 
 
 @pytest.fixture

@@ -18,23 +18,13 @@ import aiomysql  # type: ignore[import-untyped]
 import pytest
 from pymysql.constants import CLIENT  # type: ignore[import-untyped]
 
-from aiohttp_store import (
-    ConfigError,
-    Conflict,
-    Gone,
-    Record,
-    Saved,
-    SessionTooLarge,
-    StorageUnavailable,
-    Write,
-    open_storage,
-)
+from aiohttp_store import ConfigError, Conflict, Gone, Record, Saved, SessionTooLarge, StorageUnavailable, Write
 from aiohttp_store.storages import mysql, storage_from_url, sweeping
 from aiohttp_store.storages.mysql import MySQLStorage
 from aiohttp_store.url import StorageURL
 
 from .certificates import make_certificates
-from .conftest import Servers
+from .conftest import Servers, opening
 from .law import create, data_of, load, new_key, save
 from .proxy import Proxy
 from .servers import MariaDB
@@ -111,14 +101,14 @@ def hasty_url(url: str) -> str:
 
 @pytest.fixture
 async def hasty(hasty_url: str) -> AsyncIterator[MySQLStorage]:
-    async with open_storage(hasty_url) as opened:
+    async with opening(hasty_url) as opened:
         assert isinstance(opened, MySQLStorage)
         yield opened
 
 
 @pytest.fixture
 async def storage(url: str) -> AsyncIterator[MySQLStorage]:
-    async with open_storage(url) as opened:
+    async with opening(url) as opened:
         assert isinstance(opened, MySQLStorage)
         yield opened
 
@@ -164,7 +154,7 @@ def test_a_url_that_cannot_work_is_refused_with_the_way_out(text: str, says: str
 
 @pytest.mark.parametrize("scheme", ["mysql", "mariadb"])
 async def test_both_schemes_are_served(server: Private, url: str, scheme: str) -> None:
-    async with open_storage(url.replace("mysql", scheme, 1)) as storage:
+    async with opening(url.replace("mysql", scheme, 1)) as storage:
         assert await storage.load([new_key()]) == [None]
         assert repr(storage).startswith(f"<MySQLStorage of 127.0.0.1:{server.port}/sessions")
 
@@ -172,14 +162,14 @@ async def test_both_schemes_are_served(server: Private, url: str, scheme: str) -
 @pytest.mark.parametrize("host", ["", "localhost"])
 async def test_a_unix_socket_takes_the_place_of_a_host(server: Private, table: str, host: str) -> None:
     path = server.folder / "mysql.sock"
-    async with open_storage(f"mysql://visitor:s%40crêt@{host}/sessions?table={table}&unix_socket={path}") as storage:
+    async with opening(f"mysql://visitor:s%40crêt@{host}/sessions?table={table}&unix_socket={path}") as storage:
         assert isinstance(storage, MySQLStorage)
         await create(storage, new_key())
         assert str(path) in repr(storage)
 
 
 async def test_no_more_connections_than_pool_size_are_open(proxy: Proxy) -> None:
-    async with open_storage(f"{proxy.url}&pool_size=2") as storage:
+    async with opening(f"{proxy.url}&pool_size=2") as storage:
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(30)))
         assert proxy.accepted == 2
 
@@ -188,7 +178,7 @@ async def test_no_more_connections_than_pool_size_are_open(proxy: Proxy) -> None
 
 
 async def test_tls_checks_the_certificate_and_encrypts(server: Private, url: str) -> None:
-    async with open_storage(f"{url}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
+    async with opening(f"{url}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
         assert isinstance(storage, MySQLStorage)
         await create(storage, new_key())
         ((_, ((_, version),)),) = await storage._run("SHOW STATUS LIKE 'Ssl_version'")
@@ -199,14 +189,14 @@ async def test_tls_checks_the_certificate_and_encrypts(server: Private, url: str
 
 
 async def test_a_certificate_of_an_unknown_authority_is_refused(url: str) -> None:
-    async with open_storage(f"{url}&tls=true") as storage:
+    async with opening(f"{url}&tls=true") as storage:
         with pytest.raises(StorageUnavailable, match=r"(?i)certificate"):
             await storage.load([new_key()])
 
 
 async def test_a_server_without_tls_gets_no_plain_session(servers: Servers, server: Private, table: str) -> None:
     plain = servers.own("mysql").url
-    async with open_storage(f"{plain}?table={table}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
+    async with opening(f"{plain}?table={table}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
         with pytest.raises(StorageUnavailable, match="no TLS"):
             await storage.load([new_key()])
 
@@ -216,16 +206,16 @@ async def test_a_client_shows_its_own_certificate(server: Private, root: Any, ta
     await ask(root, "GRANT ALL ON sessions.* TO certified@'%'")
     folder = server.folder
     base = f"mysql://certified@127.0.0.1:{server.port}/sessions?table={table}&tls=true&tls_ca={folder}/ca.pem"
-    async with open_storage(f"{base}&tls_cert={folder}/client.pem&tls_key={folder}/client.key") as storage:
+    async with opening(f"{base}&tls_cert={folder}/client.pem&tls_key={folder}/client.key") as storage:
         assert await storage.load([new_key()]) == [None]
-    async with open_storage(base) as storage:
+    async with opening(base) as storage:
         with pytest.raises(StorageUnavailable, match="Access denied"):
             await storage.load([new_key()])
 
 
 async def test_cancelling_while_connecting_leaves_nothing_behind(server: Private, url: str) -> None:
     """At every step of the handshake; a connection left open would be a ResourceWarning."""
-    async with open_storage(f"{url}&tls=true&tls_ca={server.folder}/ca.pem&pool_size=1") as storage:
+    async with opening(f"{url}&tls=true&tls_ca={server.folder}/ca.pem&pool_size=1") as storage:
         assert isinstance(storage, MySQLStorage)
         for turn in range(40):
             await storage._pool.close()
@@ -242,7 +232,7 @@ async def test_cancelling_while_connecting_leaves_nothing_behind(server: Private
 
 
 async def test_a_wrong_password_is_told_and_not_shown(server: Private, table: str) -> None:
-    async with open_storage(f"mysql://visitor:wr%C3%B6ng@127.0.0.1:{server.port}/sessions?table={table}") as storage:
+    async with opening(f"mysql://visitor:wr%C3%B6ng@127.0.0.1:{server.port}/sessions?table={table}") as storage:
         with pytest.raises(StorageUnavailable, match="Access denied") as caught:
             await storage.load([new_key()])
     assert "wröng" not in str(caught.value)
@@ -253,18 +243,18 @@ async def test_a_password_of_any_characters_is_sent_as_utf_8(server: Private, ro
     await ask(root, "SET NAMES utf8mb4")
     await root.query("CREATE OR REPLACE USER wide@'%' IDENTIFIED BY 'пароль€ê'".encode())
     await ask(root, "GRANT ALL ON sessions.* TO wide@'%'")
-    async with open_storage(f"mysql://wide:пароль€ê@127.0.0.1:{server.port}/sessions?table={table}") as storage:
+    async with opening(f"mysql://wide:пароль€ê@127.0.0.1:{server.port}/sessions?table={table}") as storage:
         assert await storage.load([new_key()]) == [None]
 
 
 async def test_an_unknown_database_is_told(server: Private) -> None:
-    async with open_storage(server.url.replace("/sessions", "/nowhere")) as storage:
+    async with opening(server.url.replace("/sessions", "/nowhere")) as storage:
         with pytest.raises(StorageUnavailable, match="nowhere"):
             await storage.load([new_key()])
 
 
 async def test_a_server_that_refuses_is_told_with_the_reason(tmp_path: Path) -> None:
-    async with open_storage(MariaDB(tmp_path).url) as storage:
+    async with opening(MariaDB(tmp_path).url) as storage:
         for verb in (
             storage.load([new_key()]),
             storage.delete([new_key()]),
@@ -284,7 +274,7 @@ async def test_a_server_of_another_kind_is_told(greeting: bytes) -> None:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as other:
         port = other.sockets[0].getsockname()[1]
-        async with open_storage(f"mysql://127.0.0.1:{port}/db") as storage:
+        async with opening(f"mysql://127.0.0.1:{port}/db") as storage:
             with pytest.raises(StorageUnavailable):
                 await storage.load([new_key()])
 
@@ -292,7 +282,7 @@ async def test_a_server_of_another_kind_is_told(greeting: bytes) -> None:
 async def test_a_server_that_accepts_and_says_nothing_is_told_in_time(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
     proxy.answering.clear()
-    async with open_storage(f"{proxy.url}&timeout={TIMEOUT}") as storage:
+    async with opening(f"{proxy.url}&timeout={TIMEOUT}") as storage:
         before = loop.time()
         with pytest.raises(StorageUnavailable, match="did not answer"):
             await storage.load([new_key()])
@@ -334,7 +324,7 @@ async def test_connections_that_the_server_closed_meanwhile_are_replaced(
 
 
 async def test_a_server_that_times_idle_connections_out_is_not_noticed(root: Any, url: str) -> None:
-    async with setting(root, "wait_timeout", "1"), open_storage(url) as storage:
+    async with setting(root, "wait_timeout", "1"), opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         await asyncio.sleep(1.5)
@@ -362,7 +352,7 @@ class Farewell(Proxy):
 
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_server_that_says_why_it_ends_an_idle_connection_is_not_noticed(url: str, number: int) -> None:
-    async with Farewell(url) as proxy, open_storage(proxy.url) as storage:
+    async with Farewell(url) as proxy, opening(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         proxy.say(number)
@@ -373,7 +363,7 @@ async def test_a_server_that_says_why_it_ends_an_idle_connection_is_not_noticed(
 
 
 async def test_a_connection_that_was_idle_for_long_is_not_used(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_storage(proxy.url) as storage:
+    async with opening(proxy.url) as storage:
         before = proxy.accepted
         await storage.load([new_key()])
         assert proxy.accepted == before
@@ -385,7 +375,7 @@ async def test_a_connection_that_was_idle_for_long_is_not_used(proxy: Proxy, mon
 async def test_a_slow_connect_does_not_hold_up_free_connections(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        async with open_storage(f"{proxy.url}&timeout={TIMEOUT}") as storage:
+        async with opening(f"{proxy.url}&timeout={TIMEOUT}") as storage:
             await storage.load([new_key()])
             proxy.target = silent.getsockname()[1]
             calls = [asyncio.create_task(storage.load([new_key()])) for _ in range(2)]
@@ -408,7 +398,7 @@ async def test_waiters_get_the_place_of_a_connection_that_was_closed(
             await storage.open()
             stack.push_async_callback(storage.close)
         else:
-            opened = await stack.enter_async_context(open_storage(url + "&pool_size=1"))
+            opened = await stack.enter_async_context(opening(url + "&pool_size=1"))
             assert isinstance(opened, MySQLStorage)
             storage = opened
         for _ in range(5):
@@ -424,7 +414,7 @@ async def test_waiters_get_the_place_of_a_connection_that_was_closed(
 
 
 async def test_a_create_whose_answer_was_lost_is_saved_once(proxy: Proxy) -> None:
-    async with open_storage(proxy.url) as storage:
+    async with opening(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         key = new_key()
         proxy.lose_answers = 1
@@ -434,7 +424,7 @@ async def test_a_create_whose_answer_was_lost_is_saved_once(proxy: Proxy) -> Non
 
 
 async def test_an_update_whose_answer_was_lost_is_saved_once(proxy: Proxy) -> None:
-    async with open_storage(proxy.url) as storage:
+    async with opening(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         keys = sorted(new_key() for _ in range(8))
         versions = [await create(storage, key) for key in keys]
@@ -448,7 +438,7 @@ async def test_an_update_whose_answer_was_lost_is_saved_once(proxy: Proxy) -> No
 
 
 async def test_a_removal_whose_answer_was_lost_leaves_nothing(proxy: Proxy) -> None:
-    async with open_storage(proxy.url) as storage:
+    async with opening(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         proxy.lose_answers = 1
@@ -461,7 +451,7 @@ async def test_a_removal_whose_answer_was_lost_leaves_nothing(proxy: Proxy) -> N
 
 
 async def test_a_write_that_never_arrived_is_saved(proxy: Proxy) -> None:
-    async with open_storage(proxy.url) as storage:
+    async with opening(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         proxy.lose_requests = 1
@@ -470,7 +460,7 @@ async def test_a_write_that_never_arrived_is_saved(proxy: Proxy) -> None:
 
 
 async def test_a_second_loss_is_told(proxy: Proxy) -> None:
-    async with open_storage(proxy.url) as storage:
+    async with opening(proxy.url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key())
         proxy.lose_requests = 2
@@ -509,7 +499,7 @@ async def test_a_deadlock_is_tried_again(server: Private, root: Any, storage: My
 async def test_a_locked_row_is_told_in_time_and_leaves_no_transaction_behind(
     server: Private, root: Any, hasty_url: str, table: str
 ) -> None:
-    async with open_storage(hasty_url) as storage:
+    async with opening(hasty_url) as storage:
         assert isinstance(storage, MySQLStorage)
         free, locked = sorted(new_key() for _ in range(2))
         versions = {key: await create(storage, key) for key in (free, locked)}
@@ -640,14 +630,14 @@ async def test_the_table_compares_bytes_and_reaches_past_2038(root: Any, storage
 
 
 async def test_expiry_does_not_know_time_zones(root: Any, url: str, table: str) -> None:
-    async with open_storage(url) as storage:
+    async with opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         await create(storage, key := new_key(), ttl=60)
-    async with setting(root, "time_zone", "'+05:00'"), open_storage(url) as storage:
+    async with setting(root, "time_zone", "'+05:00'"), opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         assert await data_of(storage, key) == b"data"
         await create(storage, other := new_key(), ttl=60)
-    async with open_storage(url) as storage:
+    async with opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         assert await data_of(storage, other) == b"data"
         ((left,),) = await ask(root, f"SELECT MAX(TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), expires)) FROM {table}")
@@ -660,11 +650,11 @@ async def test_a_user_who_may_not_create_uses_the_table_that_is_there(
     await ask(root, "CREATE OR REPLACE USER limited@'%'")
     await ask(root, f"GRANT SELECT, INSERT, UPDATE, DELETE ON sessions.{table} TO limited@'%'")
     base = f"mysql://limited@127.0.0.1:{server.port}/sessions"
-    async with open_storage(f"{base}?table={table}") as other:
+    async with opening(f"{base}?table={table}") as other:
         assert isinstance(other, MySQLStorage)
         await create(other, key := new_key())
         assert await data_of(storage, key) == b"data"
-    async with open_storage(f"{base}?table=missing") as other:
+    async with opening(f"{base}?table=missing") as other:
         with pytest.raises(StorageUnavailable, match="denied"):
             await other.load([new_key()])
 
@@ -695,7 +685,7 @@ async def test_a_failed_statement_undoes_its_batch_and_leaves_no_lock(
 
 
 async def test_no_table_is_made_where_that_is_not_wanted(root: Any, url: str, table: str) -> None:
-    async with open_storage(url + "&create_table=false") as storage:
+    async with opening(url + "&create_table=false") as storage:
         with pytest.raises(StorageUnavailable, match="missing"):
             await storage.load([new_key()])
         assert not await ask(root, f"SHOW TABLES LIKE '{table}'")
@@ -726,14 +716,14 @@ async def test_a_table_that_was_dropped_is_told_and_then_made_again(
 async def test_a_table_of_another_layout_is_refused_at_open(root: Any, url: str, table: str, columns: str) -> None:
     await ask(root, f"CREATE TABLE {table} ({columns})")
     with pytest.raises(ConfigError, match="layout"):
-        async with open_storage(url):
+        async with opening(url):
             pass
 
 
 async def test_a_table_of_the_users_own_making_sets_the_limit(root: Any, url: str, table: str) -> None:
     columns = "id BINARY(43) PRIMARY KEY, version BINARY(8) NOT NULL, data BLOB NOT NULL, expires DATETIME(6) NOT NULL"
     await ask(root, f"CREATE TABLE {table} ({columns})")
-    async with setting(root, "sql_mode", "''"), open_storage(url) as storage:  # this mode would cut in silence
+    async with setting(root, "sql_mode", "''"), opening(url) as storage:  # this mode would cut in silence
         assert isinstance(storage, MySQLStorage)
         await create(storage, new_key(), b"x" * 65_535)
         with pytest.raises(SessionTooLarge) as caught:
@@ -760,10 +750,10 @@ async def test_rows_made_by_other_hands_disturb_nobody(root: Any, storage: MySQL
 
 
 async def test_a_read_only_server_loads_and_tells_of_writes(root: Any, url: str) -> None:
-    async with open_storage(url) as storage:
+    async with opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         await create(storage, key := new_key())
-    async with setting(root, "read_only", "1"), open_storage(url) as storage:
+    async with setting(root, "read_only", "1"), opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         assert await data_of(storage, key) == b"data"
         with pytest.raises(StorageUnavailable, match="read-only"):
@@ -778,7 +768,7 @@ async def test_a_read_only_server_loads_and_tells_of_writes(root: Any, url: str)
 )
 async def test_every_byte_is_kept_under_every_sql_mode(root: Any, url: str, mode: str) -> None:
     data = bytes(range(256)) + rb"""\' \\' '' "" %s ; -- \0 \Z` """
-    async with setting(root, "sql_mode", f"'{mode}'"), open_storage(url) as storage:
+    async with setting(root, "sql_mode", f"'{mode}'"), opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         version = await create(storage, key := new_key(), data)
         assert await data_of(storage, key) == data
@@ -794,7 +784,7 @@ async def test_a_key_is_data_whatever_is_in_it(storage: MySQLStorage) -> None:
 
 
 async def test_a_batch_that_is_larger_than_a_packet_is_sent_in_parts(root: Any, url: str) -> None:
-    async with setting(root, "max_allowed_packet", str(1 << 20)), open_storage(url) as storage:
+    async with setting(root, "max_allowed_packet", str(1 << 20)), opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         keys = [new_key() for _ in range(8)]
         outcomes = await storage.save([Write(key, None, key.encode() * 6000, 60) for key in keys])
@@ -803,7 +793,7 @@ async def test_a_batch_that_is_larger_than_a_packet_is_sent_in_parts(root: Any, 
 
 
 async def test_the_largest_value_passes_and_one_byte_more_does_not(root: Any, url: str) -> None:
-    async with setting(root, "max_allowed_packet", str(1 << 20)), open_storage(url) as storage:
+    async with setting(root, "max_allowed_packet", str(1 << 20)), opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         small, large = new_key(), new_key()
         with pytest.raises(SessionTooLarge) as caught:
@@ -898,7 +888,7 @@ async def test_a_large_sweep_is_of_small_batches_and_one_process_and_disturbs_no
 ) -> None:
     monkeypatch.setattr(sweeping, "PAUSE", 0)
     monkeypatch.setattr(sweeping, "REST", 0)
-    async with open_storage(f"{url}&pool_size=1") as storage, open_storage(url) as other:
+    async with opening(f"{url}&pool_size=1") as storage, opening(url) as other:
         assert isinstance(storage, MySQLStorage)
         assert isinstance(other, MySQLStorage)
         await create(storage, key := new_key())
@@ -1024,7 +1014,7 @@ async def test_the_sweep_runs_by_itself_and_survives_an_outage(
 ) -> None:
     monkeypatch.setattr(sweeping, "EVERY", 0.05)
     caplog.set_level(logging.DEBUG, "aiohttp_store")
-    async with open_storage(url) as storage:
+    async with opening(url) as storage:
         assert isinstance(storage, MySQLStorage)
         server.kill()
         try:
@@ -1049,7 +1039,7 @@ async def test_closing_says_goodbye(root: Any, url: str) -> None:
     count = "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME='ABORTED_CLIENTS'"
     await all_connections_end(root)  # those of the tests before
     before = await ask(root, count)
-    async with open_storage(url) as storage:
+    async with opening(url) as storage:
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(5)))
     await all_connections_end(root)
     assert await ask(root, count) == before
@@ -1074,7 +1064,7 @@ def test_an_outage_under_tls_leaves_no_socket_behind(server: Private, hasty_url:
     """A TLS connection that is closed politely waits for the server, up to 30 s."""
 
     async def use() -> None:
-        async with open_storage(f"{hasty_url}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
+        async with opening(f"{hasty_url}&tls=true&tls_ca={server.folder}/ca.pem") as storage:
             server.pause()
             with pytest.raises(StorageUnavailable):
                 await storage.load([new_key()])
@@ -1087,7 +1077,7 @@ def test_an_outage_under_tls_leaves_no_socket_behind(server: Private, hasty_url:
 
 
 async def test_closing_leaves_no_task_and_no_connection(root: Any, url: str) -> None:
-    async with open_storage(url) as storage:
+    async with opening(url) as storage:
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(5)))
     assert len(asyncio.all_tasks()) == 1
     await all_connections_end(root)
@@ -1163,7 +1153,7 @@ async def test_a_batch_reads_the_rows_of_its_keys_and_no_others(storage: MySQLSt
 
 
 async def test_updates_that_are_larger_than_a_packet_together_are_sent_in_parts(root: Any, url: str) -> None:
-    async with setting(root, "max_allowed_packet", str(1 << 20)), open_storage(url) as storage:
+    async with setting(root, "max_allowed_packet", str(1 << 20)), opening(url) as storage:
         keys = [new_key() for _ in range(20)]
         versions = [await create(storage, key) for key in keys]
         sizes = [300_000, 200_000, *range(100_000, 118_000, 1000)]
