@@ -43,7 +43,9 @@ def within(seconds: float) -> Iterator[None]:
     assert took < seconds, f"it took {took:.2f} s, and {seconds:g} s are the bound"
 
 
-async def until(met: Callable[[], object | Awaitable[object]], what: str = "it did not happen") -> None:
+async def until(
+    met: Callable[[], object | Awaitable[object]], what: str = "it did not happen", *, every: float = 0.005
+) -> None:
     """Return as soon as this is true, or its answer is."""
     give_up = time.monotonic() + AT_LAST
     while True:
@@ -51,7 +53,7 @@ async def until(met: Callable[[], object | Awaitable[object]], what: str = "it d
         if await answer if inspect.isawaitable(answer) else answer:
             return
         assert time.monotonic() < give_up, what
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(every)
 
 
 def pace() -> float:
