@@ -12,6 +12,7 @@ from aiohttp import web
 
 from aiohttp_store import Cookie, Saved, Session, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
 from aiohttp_store.codec import JSONCodec
+from aiohttp_store.manager import Manager
 from aiohttp_store.middleware import _KEEPER
 from aiohttp_store.testing import freeze
 from aiohttp_store.turns import Turns
@@ -368,7 +369,9 @@ async def start_two(serve: Serve, storage: Steps | None = None, **options: Any) 
     same.memory = storage.memory
     client, other = await start(serve, storage, **options), await start(serve, same, **options)
     assert client.app is not None
-    storage.turns = client.app[_KEEPER]._turns
+    manager = client.app[_KEEPER]
+    assert isinstance(manager, Manager)
+    storage.turns = manager._turns
     assert await send(other, "/put", a=1) == 200
     client.session.cookie_jar.update_cookies({cookie.key: cookie.value for cookie in other.session.cookie_jar})
     return storage, client, other

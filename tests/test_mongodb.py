@@ -581,6 +581,7 @@ async def test_a_server_that_is_down_at_open_is_no_error_and_gets_its_index_late
 
 async def test_closing_while_the_server_hangs_ends_and_lets_the_loop_run(scheme: str, own: MongoDB) -> None:
     storage = storage_from_url(with_scheme(scheme, own.url, f"timeout={0.5 * pace()}"))
+    assert isinstance(storage, MongoDBStorage)
     await storage.open()
     await eventually(lambda: serves(storage))
     own.pause()

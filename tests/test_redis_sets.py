@@ -40,14 +40,8 @@ def hasty() -> float:
 def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
     server = RedisCluster(
         tmp_path / "cluster",
-        *(
-            "--cluster-node-timeout",
-            str(int(1500 * pace())),
-            "--cluster-require-full-coverage",
-            "no",
-            "--repl-diskless-sync-delay",
-            "0",
-        ),
+        *("--cluster-node-timeout", str(int(1500 * pace())), "--cluster-require-full-coverage", "no"),
+        *("--repl-diskless-sync-delay", "0"),
     )
     server.start()
     yield server
