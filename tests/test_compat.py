@@ -36,7 +36,7 @@ from redis.backoff import NoBackoff
 import aiohttp_store
 from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat, middleware
 
-from .conftest import Serve, Servers
+from .conftest import PATIENCE, Serve, Servers
 from .pages import ROOT
 
 SDIST = ROOT / "build/tests/aiohttp_session-2.12.1.tar.gz"
@@ -78,7 +78,6 @@ async def memcached(servers: Servers) -> AsyncIterator[aiomcache.Client]:
 # Their own tests.
 
 
-@pytest.mark.timeout(240)
 def test_the_packages_own_tests_pass_but_those_that_the_guide_names(servers: Servers, tmp_path: Path) -> None:
     assert SDIST.exists(), f"{SDIST} is missing; run: make servers"
     suite = tmp_path / "theirs"
@@ -847,7 +846,7 @@ async def test_an_outage_is_503_within_the_time_that_a_storage_has(
         client = await aiohttp_client(make_app(aiohttp_store, storage, *actions(compat)))
         async with client.get("/read") as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "1")
-    monkeypatch.setattr("aiohttp_store.compat.keeper.PATIENCE", 20)
+    monkeypatch.setattr("aiohttp_store.compat.keeper.PATIENCE", PATIENCE)
     released.set()
     await client.close()
     assert ended == [True]  # a command that was begun is not cancelled, and is waited for
