@@ -24,8 +24,10 @@ ROOT = Path(__file__).parent.parent
 
 
 ENDING = "no more connections"
-LEAVES_WITHIN = 2.0
-"""Seconds that threads of a driver have to see that they were stopped."""
+LEAVES_WITHIN = 30.0
+"""Seconds that threads of a driver have to see that they were stopped, also on a busy machine."""
+ENDS_WITHIN = 120.0
+"""Seconds after which an app that was told to end does not end any more."""
 
 
 class AppProcess:
@@ -52,7 +54,7 @@ class AppProcess:
             found = re.search(pattern, line)
             if found is not None:
                 return found[0]
-        raise RuntimeError(f"the app has ended: {self.wait(20)[1]}")
+        raise RuntimeError(f"the app has ended: {self.wait(ENDS_WITHIN)[1]}")
 
     def address(self) -> str:
         """Wait until it serves."""
@@ -73,7 +75,7 @@ class AppProcess:
         if self.is_running():
             self.send(how)
         try:
-            self.wait(20)
+            self.wait(ENDS_WITHIN)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import hypothesis
 import pytest
 import pytest_asyncio
 from aiohttp import pytest_plugin, web
@@ -39,8 +41,11 @@ SERVED = [name for name, (server, _) in STORAGES.items() if server is not None]
 ONE_SERVER = [name for name in SERVED if not issubclass(SERVERS[STORAGES[name][0] or ""], ServerSet)]
 """Those that a proxy can stand before."""
 
-PATIENCE = 20
+PATIENCE = 60
 """Seconds a storage has where a test is not about deadlines, so that a slow machine fails none."""
+
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 
 class Servers:
@@ -91,6 +96,21 @@ def new_url(servers: Servers, storage_name: str, **parameters: object) -> str:
     return base + ("&" if "?" in base else "?") * bool(query) + query
 
 
+def patient(storage: Storage) -> Storage:
+    """Return the storage, whose URL may have no timeout, with `PATIENCE`."""
+    storage.timeout = PATIENCE
+    return storage
+
+
+@asynccontextmanager
+async def opening(url: str) -> AsyncIterator[Storage]:
+    """Open the storage of a URL, with `PATIENCE` if that says nothing else."""
+    if "timeout=" not in url:
+        url += f"{'&' if '?' in url else '?'}timeout={PATIENCE}"
+    async with aiohttp_store.open_storage(url) as storage:
+        yield storage
+
+
 @pytest.fixture
 def make_url(storage_name: str, servers: Servers) -> Callable[..., str]:
     """Give a maker of URLs of the storage under test; each call names a space of its own."""
@@ -105,7 +125,7 @@ def storage_url(make_url: Callable[..., str]) -> str:
 @pytest.fixture
 async def storage(storage_url: str) -> AsyncIterator[Storage]:
     async with aiohttp_store.open_storage(storage_url) as opened:
-        yield opened
+        yield patient(opened)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -133,6 +153,8 @@ def serve(aiohttp_client: AiohttpClient) -> Serve:
         for handler in handlers:
             app.router.add_route("*", f"/{handler.__name__}", handler)
         aiohttp_store.setup(app, storage, **options)
+        if storage == "memory://":
+            patient(aiohttp_store.get_storage(app))
         return await aiohttp_client(app)
 
     return start

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+from .timing import AT_LAST
+
 Breakage = Literal["stall", "cut", "reset"]
 
 _PIECE = 1 << 20
@@ -103,7 +105,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(AT_LAST):
             await asyncio.gather(*self._serving, return_exceptions=True)
             await self._server.wait_closed()
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from aiohttp_store import Outcome, Record, Storage, Write
 from aiohttp_store.storages.memory import MemoryStorage
 
+from .conftest import PATIENCE, Client
+from .timing import until
+
 
 class Remote(Storage):
     """What tests derive the storages from that are slow, silent, down or full."""
+
+    timeout: float = PATIENCE
 
     def __init__(self) -> None:
         self.memory = MemoryStorage()
@@ -22,6 +29,37 @@ class Remote(Storage):
 
     async def delete(self, keys: Sequence[str]) -> None:
         await self.memory.delete(keys)
+
+
+class Left(Remote):
+    """Memory whose saves or deletions, as `verb` says, wait until the client has left that asked for one."""
+
+    verb = "save"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.has_left = asyncio.Event(), asyncio.Event()
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        await self._wait("save")
+        return await super().save(writes)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._wait("delete")
+        await super().delete(keys)
+
+    async def _wait(self, verb: str) -> None:
+        if verb == self.verb:
+            self.asked.set()
+            await self.has_left.wait()
+
+    async def leave(self, client: Client, request: asyncio.Task[Any]) -> None:
+        """Cancel the client's request while the storage is asked, and go on when the app has seen that."""
+        await self.asked.wait()
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await until(lambda: not client.server.handler.connections)
+        self.has_left.set()
 
 
 def kept(storage: Storage) -> dict[str, Record]:

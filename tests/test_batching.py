@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, PATIENCE, Bat
 from aiohttp_store.storage import Sharded
 
 from .conftest import STORAGES, Serve
+from .timing import AT_LAST, leaping
 
 Lanes = Batcher[None, Record | None]
 
@@ -55,6 +56,16 @@ class Gated(Storage):
 
 def lanes_of(storage: Storage) -> Lanes:
     return Batcher(storage, lambda _, record: record, lambda tell, outcome: tell(outcome))
+
+
+@pytest.fixture(autouse=True)
+async def time(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Without a network nothing takes time but what the test sleeps, and the clock leaps over that."""
+    if "serve" in request.fixturenames:
+        yield
+    else:
+        with leaping():
+            yield
 
 
 @pytest.fixture
@@ -656,5 +667,5 @@ async def test_no_visitor_waits_for_a_deadline_while_the_server_answers(
                 cookies |= {key: morsel.value for key, morsel in response.cookies.items()}
 
     async with ClientSession(cookie_jar=DummyCookieJar(), connector=TCPConnector(limit=0)) as browsers:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(AT_LAST):
             await asyncio.gather(*map(visit, range(4 * MAX_KEYS)))

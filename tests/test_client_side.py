@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
 from aiohttp.test_utils import make_mocked_request
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aiohttp_store import (
@@ -187,7 +187,6 @@ JSON = st.dictionaries(
 
 
 @pytest.mark.parametrize("url", ["cookie://", "cookie://?compress=true"])
-@settings(deadline=None)
 @given(JSON)
 async def test_any_data_comes_back(url: str, data: dict[str, Any]) -> None:
     keeper = keeper_of(url)

@@ -37,7 +37,7 @@ from yarl import URL
 import aiohttp_store
 from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat, middleware
 
-from .conftest import AiohttpClient, Serve, Servers
+from .conftest import PATIENCE, AiohttpClient, Serve, Servers
 from .pages import ROOT
 
 SDIST = ROOT / "build/tests/aiohttp_session-2.12.1.tar.gz"
@@ -86,7 +86,6 @@ async def adds_domain() -> bool:
     return bool(cookie["name"]["domain"])
 
 
-@pytest.mark.timeout(240)
 def test_the_packages_own_tests_pass_but_those_that_the_guide_names(servers: Servers, tmp_path: Path) -> None:
     assert SDIST.exists(), f"{SDIST} is missing; run: make servers"
     suite = tmp_path / "theirs"
@@ -858,7 +857,7 @@ async def test_an_outage_is_503_within_the_time_that_a_storage_has(
         client = await aiohttp_client(make_app(aiohttp_store, storage, *actions(compat)))
         async with client.get("/read") as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "1")
-    monkeypatch.setattr("aiohttp_store.compat.keeper.PATIENCE", 20)
+    monkeypatch.setattr("aiohttp_store.compat.keeper.PATIENCE", PATIENCE)
     released.set()
     await client.close()
     assert ended == [True]  # a command that was begun is not cancelled, and is waited for

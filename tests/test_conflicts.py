@@ -12,10 +12,14 @@ from aiohttp import web
 
 from aiohttp_store import Cookie, Saved, Session, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
 from aiohttp_store.codec import JSONCodec
+from aiohttp_store.manager import Manager
+from aiohttp_store.middleware import _KEEPER
 from aiohttp_store.testing import freeze
+from aiohttp_store.turns import Turns
 
 from .conftest import Client, Serve
 from .remote import Remote
+from .timing import pace, until, within
 
 
 async def put(request: web.Request) -> web.Response:
@@ -135,8 +139,6 @@ async def test_a_request_that_only_read_is_no_conflict(on_conflict: str, serve: 
 
 @pytest.mark.parametrize("on_conflict", ["merge", "overwrite", "raise"])
 async def test_prolonging_is_no_conflict(on_conflict: str, serve: Serve) -> None:
-    from aiohttp_store.middleware import _KEEPER
-
     client = await start(serve, "memory://", on_conflict=on_conflict)
     assert client.app is not None
     manager = client.app[_KEEPER]
@@ -193,10 +195,13 @@ async def test_two_hundred_contenders_lose_no_count_and_none_starves(serve: Serv
 
 
 class Contended(Remote):
-    """Memory in which somebody else always wins."""
+    """Memory in which somebody else always wins while `contended` is set."""
 
-    timeout = 0.3
     contended = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timeout = 0.3 * pace()
 
     async def save(self, writes: Any) -> Any:
         if self.contended:
@@ -218,8 +223,8 @@ async def test_where_every_answer_is_a_conflict_the_deadline_ends_it_with_409(se
     assert await shown(client) == {"a": 1}
 
 
-@pytest.mark.parametrize(("conflicts", "seconds"), [(1, 5), (2, 0)])
-async def test_an_outage_after_conflicts_is_an_outage(conflicts: int, seconds: float, serve: Serve) -> None:
+@pytest.mark.parametrize(("conflicts", "hangs"), [(1, True), (2, False)])
+async def test_an_outage_after_conflicts_is_an_outage(conflicts: int, hangs: bool, serve: Serve) -> None:
     class Failing(Contended):
         left = conflicts
 
@@ -228,9 +233,10 @@ async def test_an_outage_after_conflicts_is_an_outage(conflicts: int, seconds: f
                 return await super().save(writes)
             if self.left:
                 self.left -= 1
-                await asyncio.sleep(0.2 / conflicts)
+                await asyncio.sleep(0.6 * self.timeout / conflicts)
                 return await super().save(writes)
-            await asyncio.sleep(seconds)
+            if hangs:
+                await asyncio.sleep(3600)
             raise StorageUnavailable("down")
 
     storage = Failing()
@@ -250,7 +256,7 @@ async def test_one_budget_for_the_end_of_a_request_includes_its_first_attempt(se
         async def save(self, writes: Any) -> Any:
             if self.contended:
                 self.saves += 1
-                await asyncio.sleep(0.7 * self.timeout)
+                await asyncio.sleep(0.6 * self.timeout)
             return await super().save(writes)
 
     storage = Slow()
@@ -261,13 +267,10 @@ async def test_one_budget_for_the_end_of_a_request_includes_its_first_attempt(se
     assert storage.saves == 2
 
 
-class Silent(Remote):
-    timeout = 0.2
-    mute = False
-
+class Silent(Contended):
     async def save(self, writes: Any) -> Any:
-        if self.mute:
-            await asyncio.sleep(5)
+        if self.contended:
+            await asyncio.sleep(3600)
         return await super().save(writes)
 
 
@@ -275,11 +278,10 @@ async def test_where_no_answer_comes_the_deadline_ends_it_with_503(serve: Serve)
     storage = Silent()
     client = await start(serve, storage)
     await send(client, "/put", a=1)
-    storage.mute = True
-    started = asyncio.get_running_loop().time()
-    assert await send(client, "/put", b=2) == 503
-    assert asyncio.get_running_loop().time() - started < 2
-    storage.mute = False
+    storage.contended = True
+    with within(2 * storage.timeout + 1):
+        assert await send(client, "/put", b=2) == 503
+    storage.contended = False
     assert await shown(client) == {"a": 1}
 
 
@@ -290,7 +292,7 @@ async def test_one_budget_for_loading_is_all_a_request_waits(serve: Serve) -> No
 
         async def load(self, keys: Any) -> Any:
             self.loads += 1
-            await asyncio.sleep(5)
+            await asyncio.sleep(3600)
 
     storage = Hanging()
 
@@ -335,6 +337,9 @@ async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server
 class Steps(Remote):
     """A storage whose saves go through the steps of a test, one after the other."""
 
+    turns: Turns[Any]
+    """Those of the first app."""
+
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Callable[[Callable[[], Any]], Any]] = []
@@ -345,13 +350,16 @@ class Steps(Remote):
         step = self.steps.pop(0) if self.steps else _at_once
         return await step(partial(super().save, writes))
 
+    async def others_queue(self) -> None:
+        """Wait until a writer waits for another one of the same session."""
+        await until(lambda: any(self.turns._waiting.values()))
+
+    async def when_others_have_queued(self, save: Callable[[], Any]) -> Any:
+        await self.others_queue()
+        return await save()
+
 
 async def _at_once(save: Callable[[], Any]) -> Any:
-    return await save()
-
-
-async def _when_others_have_queued(save: Callable[[], Any]) -> Any:
-    await asyncio.sleep(0.05)
     return await save()
 
 
@@ -360,6 +368,10 @@ async def start_two(serve: Serve, storage: Steps | None = None, **options: Any) 
     storage, same = Steps() if storage is None else storage, Remote()
     same.memory = storage.memory
     client, other = await start(serve, storage, **options), await start(serve, same, **options)
+    assert client.app is not None
+    manager = client.app[_KEEPER]
+    assert isinstance(manager, Manager)
+    storage.turns = manager._turns
     assert await send(other, "/put", a=1) == 200
     client.session.cookie_jar.update_cookies({cookie.key: cookie.value for cookie in other.session.cookie_jar})
     return storage, client, other
@@ -381,7 +393,7 @@ async def test_what_another_process_writes_between_two_writers_of_this_one_is_no
 
     storage, client, other = await start_two(serve)
     writers = [await begin(client, f"{number}", how, **{f"k{number}": number}) for number in range(2)]
-    storage.steps = [_when_others_have_queued, after_theirs]
+    storage.steps = [storage.when_others_have_queued, after_theirs]
     EVENTS["0"].set()
     EVENTS["1"].set()
     assert await asyncio.gather(*writers) == [200, 200]
@@ -402,13 +414,13 @@ async def test_a_change_that_repeats_what_was_overwritten_meanwhile_is_stored(
     first, second = await begin(client, "first", a=2), await begin(client, "second", b=1)
     third = await begin(client, "third", how, a=2)
     EVENTS["fail"] = asyncio.Event()
-    storage.steps = [_when_others_have_queued, failing]
+    storage.steps = [storage.when_others_have_queued, failing]
     EVENTS["first"].set()
     EVENTS["second"].set()
     assert await first == 200  # and leaves a=2 to those after it
     assert await send(other, "/put", a=3) == 200
     EVENTS["third"].set()  # so that a=2 is the last word
-    await asyncio.sleep(0.05)
+    await storage.others_queue()
     EVENTS["fail"].set()
     assert [await second, await third] == [503, 200]
     assert (await shown(client))["a"] == 2
@@ -416,7 +428,7 @@ async def test_a_change_that_repeats_what_was_overwritten_meanwhile_is_stored(
 
 async def test_where_conflicts_raise_what_was_put_back_before_is_none(serve: Serve) -> None:
     async def before_it_is_put_back(save: Callable[[], Any]) -> Any:
-        await asyncio.sleep(0.05)
+        await storage.others_queue()
         outcome = await save()
         assert await send(other, "/put", a=1) == 200
         return outcome
@@ -434,7 +446,7 @@ async def test_who_repeats_what_another_has_left_hears_of_a_logout(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def before_a_logout(save: Callable[[], Any]) -> Any:
-        await asyncio.sleep(0.05)
+        await storage.others_queue()
         outcome = await save()
         assert await send(other, "/put", b=None) == 200  # the last key
         return outcome
@@ -456,7 +468,7 @@ async def test_after_an_outage_nothing_is_left_of_a_guess(serve: Serve) -> None:
 
     storage, client, other = await start_two(serve)
     first, second = await begin(client, "first", a=2), await begin(client, "second", "save twice", a=2)
-    storage.steps = [_when_others_have_queued, failing]
+    storage.steps = [storage.when_others_have_queued, failing]
     EVENTS["first"].set()
     EVENTS["second"].set()
     assert [await first, await second] == [200, 200]
@@ -483,7 +495,7 @@ async def guess_wrong(two: tuple[Steps, Client, Client], mine: Any, theirs: Any,
     assert await send(other, "/put", **theirs) == 200
     second = await begin(client, "second", how, **data)
     EVENTS["second"].set()
-    await asyncio.sleep(0.05)
+    await storage.others_queue()
     answered.set()
     assert await first == 200
     return await second
@@ -559,7 +571,7 @@ async def test_what_a_task_of_the_request_puts_back_during_a_right_guess_is_stor
 
     storage, client, _ = await start_two(serve, on_conflict=on_conflict)
     first, second = await begin(client, "first", a=2), await begin(client, "second", how, a=3)
-    storage.steps = [_when_others_have_queued, meanwhile]
+    storage.steps = [storage.when_others_have_queued, meanwhile]
     EVENTS["first"].set()
     EVENTS["second"].set()
     assert [await first, await second] == [200, 200]
@@ -575,7 +587,7 @@ async def test_a_session_that_a_task_begins_during_a_right_guess_is_a_new_one(se
 
     storage, client, other = await start_two(serve)
     first, second = await begin(client, "first", a=2), await begin(client, "second", "save", b=1)
-    storage.steps = [_when_others_have_queued, meanwhile]
+    storage.steps = [storage.when_others_have_queued, meanwhile]
     EVENTS["first"].set()
     EVENTS["second"].set()
     assert [await first, await second] == [200, 200]

@@ -33,7 +33,6 @@ def run_pytest(*arguments: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)
 def test_each_broken_storage_fails_the_cases_of_its_promise(servers: Servers) -> None:
     """Also without any plugin; and each failure says what was promised."""
     port = str(servers.own("postgresql").port)

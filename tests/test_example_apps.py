@@ -21,9 +21,8 @@ from aiohttp_store.testing import freeze
 from .conftest import SHARED
 from .remote import Remote
 from .test_examples import names_of, page, running, visitor
+from .timing import AT_LAST
 
-SOON = 20
-"""Seconds within which even a slow machine has answered."""
 FEW = ["memory", "sqlite", "redis"]
 """Where the storage is not what the test is about."""
 
@@ -183,13 +182,13 @@ async def log_in(browser: ClientSession, address: str, name: str) -> str:
 
 
 async def said(socket: ClientWebSocketResponse) -> tuple[str, str, int]:
-    message = await socket.receive_json(timeout=SOON)
+    message = await socket.receive_json(timeout=AT_LAST)
     return message["name"], message["text"], message["number"]
 
 
 async def end_of(socket: ClientWebSocketResponse) -> tuple[Any, Any]:
     """Wait for the server to close, and give its code and reason."""
-    message = await socket.receive(timeout=SOON)
+    message = await socket.receive(timeout=AT_LAST)
     assert message.type is WSMsgType.CLOSE, message
     return message.data, message.extra
 
@@ -325,7 +324,7 @@ async def events_of(browser: Any, address: str) -> AsyncIterator[ClientResponse]
 async def event(stream: ClientResponse) -> str:
     """Give the next event, without the comments before it; nothing at the end of the stream."""
     lines: list[str] = []
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(AT_LAST):
         while line := (await stream.content.readline()).decode():
             if line == "\n" and lines:
                 break
@@ -392,7 +391,7 @@ async def test_a_stream_that_nobody_reads_ends_without_a_complaint(caplog: pytes
             async with events_of(ann, address) as stream:
                 assert await event(stream) == "data: 0"
                 assert not ended.is_set()
-            await asyncio.wait_for(ended.wait(), SOON)
+            await asyncio.wait_for(ended.wait(), AT_LAST)
     finally:
         await runner.cleanup()
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -435,7 +434,7 @@ async def test_an_outage_ends_neither_the_stream_nor_the_watch_over_the_socket()
                     origin = str(client.make_url("")).rstrip("/")
                     socket = await stack.enter_async_context(client.ws_connect("/chat", origin=origin))
                 storage.down = True
-                await asyncio.wait_for(storage.failed.wait(), SOON)
+                await asyncio.wait_for(storage.failed.wait(), AT_LAST)
                 storage.down = False
                 async with client.post("/logout"):
                     pass

@@ -35,6 +35,7 @@ from .conftest import Servers, new_url
 from .proxy import Proxy
 from .servers import Redis, Server, program
 from .test_examples import ROOT, page, running, visitor
+from .timing import AT_LAST, until, within
 
 MEGABYTE = 1 << 20
 HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="tea.pdf"\r\n\r\n'
@@ -87,7 +88,7 @@ async def test_an_upload_that_says_it_will_be_too_large_is_refused_before_it_is_
             f"POST / HTTP/1.1\r\nHost: shop\r\nContent-Type: {FORM['Content-Type']}\r\n"
             f"Content-Length: {33 * MEGABYTE}\r\n\r\n".encode()
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(AT_LAST):
             assert (await reader.readline()).startswith(b"HTTP/1.1 413")
         writer.close()
         await writer.wait_closed()
@@ -142,9 +143,7 @@ async def begun(
 
     proxy.requests.clear()
     upload = asyncio.create_task(post())
-    async with asyncio.timeout(20):
-        while not any(key in request for request in proxy.requests):
-            await asyncio.sleep(0.01)
+    await until(lambda: any(key in request for request in proxy.requests))
     yield upload
     upload.cancel()
     await asyncio.gather(upload, return_exceptions=True)
@@ -278,9 +277,8 @@ async def browser(nginx: Nginx) -> AsyncIterator[ClientSession]:
     connector = TCPConnector(ssl=context, socket_factory=new_socket)
     async with ClientSession(nginx.url, cookie_jar=CookieJar(unsafe=True), connector=connector) as session:
         yield session
-    async with asyncio.timeout(20):
-        while any(one.fileno() != -1 for one in sockets):  # where TLS is, the connector does not wait for all of them
-            await asyncio.sleep(0.01)
+    # With TLS, the connector does not wait for all of them.
+    await until(lambda: all(one.fileno() == -1 for one in sockets))
 
 
 FORGED = [
@@ -343,8 +341,9 @@ async def test_a_websocket_and_events_pass_through_nginx(nginx: Nginx) -> None:
         async with ann.ws_connect("/ws") as socket:
             await socket.send_str("hello")
             assert await socket.receive_str() == "ann says hello"
-        async with asyncio.timeout(10), ann.get("/events") as response:  # the next would come in 15 seconds
-            assert await response.content.readline() == b"data: 1\n"
+        async with ann.get("/events") as response:
+            with within(10):  # the next would come in 15 seconds
+                assert await response.content.readline() == b"data: 1\n"
             assert response.connection is not None
             assert response.connection.transport is not None
             response.connection.transport.abort()  # nginx would close after the next event

@@ -24,6 +24,7 @@ import aiohttp_store
 from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
 from .conftest import PATIENCE, Servers
+from .timing import AT_LAST
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,13 +40,13 @@ async def running(example: str, *arguments: str, folder: Path = ROOT) -> AsyncIt
     )
     try:
         assert process.stdout is not None
-        said = await asyncio.wait_for(process.stdout.readuntil(b"(Press"), 20)
+        said = await asyncio.wait_for(process.stdout.readuntil(b"(Press"), AT_LAST)
         assert example != "demo.py" or b"Sessions are kept in " in said
         (address,) = re.findall(r"http://[0-9.:]+", said.decode())
         yield address
     finally:
         process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), AT_LAST)
         assert process.stdout is not None
         await process.stdout.read()
 

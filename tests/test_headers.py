@@ -27,8 +27,9 @@ from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import AiohttpClient, Client, Serve
-from .remote import Remote, kept
+from .remote import Left, Remote, kept
 from .test_streams import Failing
+from .timing import until
 
 
 async def begin(request: web.Request) -> web.Response:
@@ -223,20 +224,9 @@ async def test_while_the_storage_is_down_the_cookie_is_left_alone(serve: Serve) 
 
 
 async def test_a_client_that_goes_away_does_not_stop_its_save(serve: Serve) -> None:
-    class Slow(Remote):
-        started = asyncio.Event()
-
-        async def save(self, writes: Any) -> Any:
-            self.started.set()
-            await asyncio.sleep(0.1)
-            return await super().save(writes)
-
-    storage = Slow()
+    storage = Left()
     client = await serve(*HANDLERS, storage=storage)
-    task = asyncio.create_task(headers_of(client, "/begin"))
-    await storage.started.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await storage.leave(client, asyncio.create_task(headers_of(client, "/begin")))
     await client.close()  # cancels the handler, then closes the storage
     assert len(kept(storage)) == 1
 
@@ -344,9 +334,7 @@ async def test_a_request_is_freed_without_the_garbage_collector(remotes: bool, a
     gc.disable()
     try:
         await headers_of(client, "/")
-        async with asyncio.timeout(20):
-            while seen[0]() is not None:
-                await asyncio.sleep(0.01)
+        await until(lambda: seen[0]() is None)
     finally:
         gc.enable()
 
@@ -415,18 +403,23 @@ async def test_after_the_response_a_background_task_saves_explicitly(serve: Serv
 
 async def test_an_explicit_save_that_is_cancelled_is_carried_out_whole(serve: Serve) -> None:
     class Slow(Remote):
+        cancelled = asyncio.Event()
+
         async def save(self, writes: Any) -> Any:
-            await asyncio.sleep(0.05)
+            await self.cancelled.wait()
             return await super().save(writes)
 
     async def handler(request: web.Request) -> web.Response:
         session = await get_session(request)
         session.renew()
+        storage.cancelled.clear()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(session.save(), 0.01)
+        storage.cancelled.set()
         return web.Response()
 
     storage = Slow()
+    storage.cancelled.set()
     client = await serve(begin, read, handler, storage=storage)
     await headers_of(client, "/begin")
     assert "Set-Cookie" in await headers_of(client, "/handler")

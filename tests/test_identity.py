@@ -16,7 +16,7 @@ from aiohttp_store.middleware import _KEEPER
 
 from .conftest import ONE_SERVER, Client, Serve
 from .proxy import Proxy
-from .remote import Remote, kept
+from .remote import Left, Remote, kept
 from .test_streams import Failing
 
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(2)]
@@ -498,21 +498,11 @@ async def test_an_id_under_one_cookies_name_is_none_under_another(serve: Serve) 
 
 
 async def test_a_client_that_leaves_while_its_old_session_is_destroyed_gets_its_new_one_stored(serve: Serve) -> None:
-    class SlowDelete(Remote):
-        deleting = asyncio.Event()
-
-        async def delete(self, keys: Any) -> None:
-            self.deleting.set()
-            await asyncio.sleep(0.05)
-            await super().delete(keys)
-
-    storage = SlowDelete()
+    storage = Left()
+    storage.verb = "delete"
     client, _ = await start(serve, storage)
     old = await begin(client)
-    task = asyncio.create_task(get(client, "/restart?write=1", old))
-    await storage.deleting.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await storage.leave(client, asyncio.create_task(get(client, "/restart?write=1", old)))
     await client.close()
     (record,) = kept(storage).values()
     assert record.data.endswith(b'{"fresh":true}')

@@ -13,7 +13,7 @@ from aiohttp_store import StorageUnavailable, Write, get_session, get_storage
 from aiohttp_store.cookie import key_of_id
 
 from .conftest import Client, Serve
-from .remote import Remote
+from .remote import Left
 from .test_streams import Failing
 
 VALUE = "a value that nobody else may read"
@@ -141,19 +141,13 @@ async def test_damaged_records_are_logged_once_a_minute(serve: Serve, caplog: py
 async def test_a_save_that_fails_after_its_client_left_is_logged(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Slow(Remote):
-        started = asyncio.Event()
-
+    class Failing(Left):
         async def save(self, writes: Any) -> Any:
-            self.started.set()
-            await asyncio.sleep(0.05)
+            await super().save(writes)
             raise StorageUnavailable("down")
 
-    storage = Slow()
+    storage = Failing()
     client = await serve(*HANDLERS, storage=storage)
-    task = asyncio.create_task(visit(client, "/begin"))
-    await storage.started.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await storage.leave(client, asyncio.create_task(visit(client, "/begin")))
     await client.close()
     assert "a session was not saved, and its client has left: down" in caplog.text

@@ -34,6 +34,7 @@ from aiohttp_store.storages import storage_from_url
 
 from .conftest import STORAGES, AiohttpServer, Servers, new_url
 from .pages import PAGES, blocks
+from .timing import AT_LAST
 
 pytestmark = [
     # Both are theirs: keys of requests that are strings, and datetime.utcnow().
@@ -462,7 +463,7 @@ async def test_a_cookie_that_names_no_session_of_the_old_app_is_an_anonymous_vis
 async def raw(server: TestServer, cookie: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: " + cookie + b"\r\n\r\n")
-    answer = await asyncio.wait_for(reader.read(), 20)
+    answer = await asyncio.wait_for(reader.read(), AT_LAST)
     writer.close()
     await writer.wait_closed()
     return answer

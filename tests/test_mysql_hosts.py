@@ -8,7 +8,6 @@ import dataclasses
 import secrets
 import socket
 import struct
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,15 @@ from aiohttp_store import Saved, SessionTooLarge, StorageUnavailable, Write, get
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.mysql import MySQLStorage
 
-from .conftest import Serve
+from .conftest import PATIENCE, Serve
 from .law import create, data_of, new_key, save
 from .proxy import Proxy
 from .servers import MariaDB, free_port
-from .test_mysql import all_connections_end, ask, setting
+from .test_mysql import all_connections_end, ask, setting, someone_waits_for_a_lock
 from .ticking import ticking
+from .timing import AT_LAST, now, pace, until, within
 
-TIMEOUT = 0.9
-SLACK = 3  # what a busy machine adds: told apart from a driver's own 5, 10 and 30 s
+SLACK = 3  # seconds beyond a deadline; what comes later is a driver's own 5, 10 or 30 s
 
 
 class Member(MariaDB):
@@ -95,7 +94,13 @@ def table() -> str:
     return f"t{secrets.token_hex(6)}"
 
 
-def url_of(table: str, *ports: int, timeout: float = TIMEOUT) -> str:
+@pytest.fixture
+def hasty() -> float:
+    """Seconds that are soon over, and in a share of which a host is still found on a busy machine."""
+    return 0.9 * pace()
+
+
+def url_of(table: str, *ports: int, timeout: float = PATIENCE) -> str:
     hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
     return f"mysql://{MariaDB.login}{hosts}/sessions?table={table}&timeout={timeout}"
 
@@ -147,21 +152,22 @@ async def in_state(state: str, server: Member) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("states", "chosen", "timeout"),
+    ("states", "chosen"),
     [
-        (("writable", "writable"), 0, 9),
-        (("slow", "writable"), 0, 9),  # its answer comes within its share of the deadline
-        (("read-only", "writable"), 1, 9),
-        (("refusing", "writable"), 1, 9),
-        (("resetting", "writable"), 1, 9),
-        (("silent", "writable"), 1, TIMEOUT),
-        (("writable", "silent"), 0, 9),
-        (("silent", "refusing", "silent", "resetting", "read-only", "writable"), 5, TIMEOUT),
+        (("writable", "writable"), 0),
+        (("slow", "writable"), 0),  # its answer comes within its share of the deadline
+        (("read-only", "writable"), 1),
+        (("refusing", "writable"), 1),
+        (("resetting", "writable"), 1),
+        (("silent", "writable"), 1),
+        (("writable", "silent"), 0),
+        (("silent", "refusing", "silent", "resetting", "read-only", "writable"), 5),
     ],
 )
 async def test_the_first_writable_host_is_used(
-    pair: tuple[Privileged, Privileged], table: str, states: tuple[str, ...], chosen: int, timeout: float
+    pair: tuple[Privileged, Privileged], table: str, states: tuple[str, ...], chosen: int, hasty: float
 ) -> None:
+    timeout = hasty if states[0] == "silent" else PATIENCE
     async with contextlib.AsyncExitStack() as stack:
         servers = [pair[state == "writable" and index > 0] for index, state in enumerate(states)]
         ports = [
@@ -174,17 +180,16 @@ async def test_the_first_writable_host_is_used(
         assert [await has(servers[chosen], table, key) for key in keys] == [True] * 5
 
 
-async def test_what_each_host_said_is_told_in_time(pair: tuple[Privileged, Privileged], table: str) -> None:
-    loop = asyncio.get_running_loop()
+async def test_what_each_host_said_is_told_in_time(
+    pair: tuple[Privileged, Privileged], table: str, hasty: float
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         states = {"silent": "was silent", "read-only": "is read-only", "refusing": "Connect call failed"}
         ports = [await stack.enter_async_context(in_state(state, pair[0])) for state in states]
-        storage = await stack.enter_async_context(opened(url_of(table, *ports)))
+        storage = await stack.enter_async_context(opened(url_of(table, *ports, timeout=hasty)))
         for verb in (storage.load([new_key()]), storage.delete([new_key()]), storage.save([Write("k", None, b"", 9)])):
-            before = loop.time()
-            with pytest.raises(StorageUnavailable) as caught:
+            with pytest.raises(StorageUnavailable) as caught, within(hasty + 0.5):
                 await verb
-            assert loop.time() - before < TIMEOUT + 0.5
             reasons = str(caught.value).partition("no host of")[2].split(";")
             assert len(reasons) == 3
             for port, says, reason in zip(ports, states.values(), reasons, strict=True):
@@ -199,7 +204,7 @@ async def test_another_host_is_not_even_asked_while_the_first_serves(
     pair: tuple[Privileged, Privileged], table: str
 ) -> None:
     async with Proxy(pair[0].url) as first, Proxy(pair[1].url) as second, contextlib.AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(opened(url_of(table, first.port, second.port, timeout=9)))
+        storage = await stack.enter_async_context(opened(url_of(table, first.port, second.port)))
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(40)))
         assert first.accepted == 10
         assert second.accepted == 0
@@ -211,14 +216,14 @@ async def test_an_outage_is_no_storm_of_connections(pair: tuple[Privileged, Priv
         for server in pair:
             await stack.enter_async_context(in_state("read-only", server))
         proxies = [await stack.enter_async_context(Proxy(server.url)) for server in pair]
-        async with opened(url_of(table, *(proxy.port for proxy in proxies), timeout=9)) as storage:
-            began, calls = loop.time(), 0
-            while loop.time() - began < 1:
+        async with opened(url_of(table, *(proxy.port for proxy in proxies))) as storage:
+            began, took, calls = loop.time(), 0.0, 0
+            while took < 1 or calls < 20 * took:
                 answers = await asyncio.gather(*(storage.load(["k"]) for _ in range(32)), return_exceptions=True)
                 assert {type(answer) for answer in answers} == {StorageUnavailable}
                 calls += 32
-            took = loop.time() - began
-            assert max(proxy.accepted for proxy in proxies) < 3 + 10 * took < calls
+                took = loop.time() - began
+            assert max(proxy.accepted for proxy in proxies) < 3 + 10 * took
             for server in pair:
                 await server.ask("SET GLOBAL read_only=0")
             assert await storage.load(["k"]) == [None]
@@ -233,9 +238,9 @@ async def test_a_host_that_turns_read_only_is_left_and_not_asked_again(
 ) -> None:
     """Its user might write there nevertheless, and would read what is out of date."""
     first, second = pair
-    async with opened(url_of(table, second.port, timeout=9)) as alone:
+    async with opened(url_of(table, second.port)) as alone:
         await create(alone, new_key())
-    async with opened(url_of(table, first.port, second.port, timeout=9)) as storage, first.root() as root:
+    async with opened(url_of(table, first.port, second.port)) as storage, first.root() as root:
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(5)))
         await create(storage, key := new_key())
         async with setting(root, "read_only", "1"):
@@ -257,9 +262,9 @@ async def test_the_limits_are_those_of_the_new_host(pair: tuple[Privileged, Priv
     async with contextlib.AsyncExitStack() as stack:
         other = await stack.enter_async_context(second.root())
         await stack.enter_async_context(setting(other, "max_allowed_packet", str(1 << 20)))
-        alone = await stack.enter_async_context(opened(url_of(table, second.port, timeout=9)))
+        alone = await stack.enter_async_context(opened(url_of(table, second.port)))
         await create(alone, new_key())
-        storage = await stack.enter_async_context(opened(url_of(table, first.port, second.port, timeout=9)))
+        storage = await stack.enter_async_context(opened(url_of(table, first.port, second.port)))
         await create(storage, new_key(), b"x" * (1 << 20))
         await stack.enter_async_context(in_state("read-only", first))
         assert await storage.load([new_key()]) == [None]
@@ -269,7 +274,7 @@ async def test_the_limits_are_those_of_the_new_host(pair: tuple[Privileged, Priv
 
 async def test_the_table_is_made_where_a_new_host_has_none(pair: tuple[Privileged, Privileged], table: str) -> None:
     first, second = pair
-    async with opened(url_of(table, first.port, second.port, timeout=9)) as storage:
+    async with opened(url_of(table, first.port, second.port)) as storage:
         await create(storage, new_key())
         async with in_state("read-only", first):
             with pytest.raises(StorageUnavailable, match="doesn't exist"):
@@ -280,24 +285,22 @@ async def test_the_table_is_made_where_a_new_host_has_none(pair: tuple[Privilege
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_a_host_that_ends_or_falls_silent_is_left(
-    how: str, pair: tuple[Privileged, Privileged], table: str
+    how: str, pair: tuple[Privileged, Privileged], table: str, hasty: float
 ) -> None:
-    loop = asyncio.get_running_loop()
     first, second = pair
-    async with opened(url_of(table, first.port, second.port)) as storage, second.root() as other:
+    async with opened(url_of(table, first.port, second.port, timeout=hasty)) as storage, second.root() as other:
         for server in (second, first):
-            async with opened(url_of(table, server.port, timeout=9)) as alone:
+            async with opened(url_of(table, server.port)) as alone:
                 await create(alone, new_key())
         await asyncio.gather(*(storage.load([new_key()]) for _ in range(10)))
         getattr(first, how)()
         try:
             async with ticking():
                 if how == "pause":
-                    before = loop.time()
                     calls = (storage.load([new_key()]) for _ in range(3))  # with free connections left over
-                    answers = await asyncio.gather(*calls, return_exceptions=True)
+                    with within(hasty + 0.5):
+                        answers = await asyncio.gather(*calls, return_exceptions=True)
                     assert all(isinstance(answer, StorageUnavailable) for answer in answers)
-                    assert loop.time() - before < TIMEOUT + 0.5
                 keys = [new_key() for _ in range(20)]
                 await asyncio.gather(*(create(storage, key) for key in keys))
             assert await has(second, table, keys[-1])
@@ -312,11 +315,11 @@ async def test_a_host_that_ends_or_falls_silent_is_left(
 
 
 async def test_a_host_that_falls_silent_while_more_connections_are_made_is_left_within_the_call(
-    pair: tuple[Privileged, Privileged], table: str
+    pair: tuple[Privileged, Privileged], table: str, hasty: float
 ) -> None:
-    async with Proxy(pair[0].url) as proxy, opened(url_of(table, pair[1].port, timeout=9)) as alone:
+    async with Proxy(pair[0].url) as proxy, opened(url_of(table, pair[1].port)) as alone:
         await create(alone, new_key())
-        async with opened(url_of(table, proxy.port, pair[1].port)) as storage:
+        async with opened(url_of(table, proxy.port, pair[1].port, timeout=hasty)) as storage:
             await storage.load([new_key()])
             storage._pool.forget()
             proxy.answering.clear()
@@ -329,33 +332,30 @@ async def test_a_connection_that_was_in_use_while_its_host_was_left_is_closed(
 ) -> None:
     first, second = pair
     async with Proxy(first.url) as proxy, contextlib.AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(opened(url_of(table, proxy.port, second.port, timeout=9)))
+        storage = await stack.enter_async_context(opened(url_of(table, proxy.port, second.port)))
         root = await stack.enter_async_context(first.root())
         version = await create(storage, key := new_key())
         await ask(root, "BEGIN")
         await ask(root, f"SELECT 1 FROM {table} WHERE id='{key}' FOR UPDATE")
         waiting = asyncio.create_task(save(storage, key, b"more", version))
-        while not await first.ask("SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state='LOCK WAIT'"):
-            await asyncio.sleep(0.1)  # InnoDB renews this table every 0.1 s
+        await someone_waits_for_a_lock(root)
         storage._pool.forget()
         proxy.target = free_port()
-        await stack.enter_async_context(opened(url_of(table, second.port, timeout=9)))
+        await stack.enter_async_context(opened(url_of(table, second.port)))
         assert await storage.load([key]) == [None]
         await ask(root, "ROLLBACK")
         assert isinstance(await waiting, Saved)
-        async with asyncio.timeout(SLACK):
-            while proxy.connections:
-                await asyncio.sleep(0.02)
+        await until(lambda: not proxy.connections)
 
 
 async def test_a_host_without_room_for_more_connections_is_not_left(
     pair: tuple[Privileged, Privileged], table: str
 ) -> None:
     first, second = pair
-    async with opened(url_of(table, first.port, second.port, timeout=9)) as storage, first.root() as root:
+    async with opened(url_of(table, first.port, second.port)) as storage, first.root() as root:
         await root.query("CREATE OR REPLACE USER few@'%' WITH MAX_USER_CONNECTIONS 2")
         await ask(root, "GRANT ALL ON sessions.* TO few@'%'")
-        url = url_of(table, first.port, second.port, timeout=9).replace(MariaDB.login, "few@")
+        url = url_of(table, first.port, second.port).replace(MariaDB.login, "few@")
         async with opened(url) as few:
             keys = [new_key() for _ in range(10)]
             outcomes = await asyncio.gather(*(save(few, key, b"x") for key in keys), return_exceptions=True)
@@ -369,7 +369,7 @@ async def test_cancelling_at_every_step_of_the_search_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr("aiohttp_store.storages.mysql._SEARCH_PAUSE", 0)
     async with in_state("read-only", pair[0]), pair[0].root() as root, pair[1].root() as other:
-        async with opened(url_of(table, pair[0].port, pair[1].port, timeout=9)) as storage:
+        async with opened(url_of(table, pair[0].port, pair[1].port)) as storage:
             for turn in range(60):
                 await storage.close()
                 storage._pool.host = None
@@ -390,15 +390,14 @@ async def test_closing_ends_a_search(table: str) -> None:
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        storage = storage_from_url(url_of(table, *(each.getsockname()[1] for each in silent), timeout=9))
+        storage = storage_from_url(url_of(table, *(each.getsockname()[1] for each in silent)))
         opening = asyncio.create_task(storage.open())
-        async with asyncio.timeout(SLACK):
-            for each in silent:
-                each.setblocking(False)
-                stack.enter_context((await loop.sock_accept(each))[0])
+        for each in silent:
+            each.setblocking(False)
+            stack.enter_context((await loop.sock_accept(each))[0])
         await asyncio.sleep(0.5)  # all of them were asked, and the answer of the first is waited for
         assert not opening.done()
-        async with asyncio.timeout(SLACK - 1.5):
+        with within(SLACK):
             await storage.close()
             await opening
         await storage.close()
@@ -408,7 +407,7 @@ async def test_closing_ends_a_search(table: str) -> None:
 def test_a_storage_of_several_hosts_serves_one_event_loop_after_another(
     pair: tuple[Privileged, Privileged], table: str
 ) -> None:
-    storage = storage_from_url(url_of(table, pair[0].port, pair[1].port, timeout=9))
+    storage = storage_from_url(url_of(table, pair[0].port, pair[1].port))
 
     async def use() -> None:
         await storage.open()
@@ -437,9 +436,7 @@ class Cluster:
         await replica.ask("START SLAVE")
         await primary.ask("SET GLOBAL rpl_semi_sync_master_enabled=1")
         connected = "SELECT 1 FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME="
-        async with asyncio.timeout(10):
-            while not await primary.ask(f"{connected}'RPL_SEMI_SYNC_MASTER_CLIENTS' AND VARIABLE_VALUE='1'"):
-                await asyncio.sleep(0.05)
+        await until(lambda: primary.ask(f"{connected}'RPL_SEMI_SYNC_MASTER_CLIENTS' AND VARIABLE_VALUE='1'"))
 
     async def promote(self) -> None:
         """Let the replica apply all that it has got, and then write."""
@@ -448,14 +445,14 @@ class Cluster:
             cursor = await root.cursor(aiomysql.DictCursor)
             await cursor.execute("SHOW SLAVE STATUS")
             status = await cursor.fetchone()
-            assert await ask(root, f"SELECT MASTER_GTID_WAIT('{status['Gtid_IO_Pos']}', 10)") == ((0,),)
+            assert await ask(root, f"SELECT MASTER_GTID_WAIT('{status['Gtid_IO_Pos']}', {AT_LAST})") == ((0,),)
             await ask(root, "STOP SLAVE")
             await ask(root, "SET GLOBAL read_only=0")
 
     async def switch_over(self) -> None:
         await self.primary.ask("SET GLOBAL read_only=1")
         ((position,),) = await self.primary.ask("SELECT @@gtid_binlog_pos")
-        assert await self.replica.ask(f"SELECT MASTER_GTID_WAIT('{position}', 10)") == ((0,),)
+        assert await self.replica.ask(f"SELECT MASTER_GTID_WAIT('{position}', {AT_LAST})") == ((0,),)
         await self.promote()
 
 
@@ -488,22 +485,30 @@ class Visitor:
         self.url = url
         self.cookies: dict[str, str] = {}
         self.acknowledged = self.unknown = 0
-        self.last = 0.0
+        self.orphans = 0
+        """Sessions that may have been begun for it, and whose cookie it was not given."""
         self.statuses: set[int] = set()
         self.slowest = 0.0
 
     async def visit(self) -> None:
-        began = time.monotonic()
+        began = now()
         async with self.session.get(self.url, cookies=self.cookies) as got:
-            self.slowest = max(self.slowest, time.monotonic() - began)
+            self.slowest = max(self.slowest, now() - began)
             self.statuses.add(got.status)
             if got.status != 200:
                 self.unknown += 1
+                self.orphans += not self.cookies
                 return
             self.cookies |= {name: morsel.value for name, morsel in got.cookies.items()}
             number = await got.json()
         assert self.acknowledged < number <= self.acknowledged + 1 + self.unknown
-        self.acknowledged, self.unknown, self.last = number, 0, time.monotonic()
+        self.acknowledged, self.unknown = number, 0
+
+    async def visit_at_last(self) -> None:
+        """Come again until it is served."""
+        before = self.acknowledged
+        while self.acknowledged == before:
+            await self.visit()
 
     async def visit_until(self, done: asyncio.Event) -> None:
         while not done.is_set():
@@ -511,15 +516,26 @@ class Visitor:
             await asyncio.sleep(0.01)
 
 
+async def all_are_served(visitors: list[Visitor]) -> None:
+    before = [visitor.acknowledged for visitor in visitors]
+
+    def are_served() -> bool:
+        return all(visitor.acknowledged > then for visitor, then in zip(visitors, before, strict=True))
+
+    await until(are_served, "the new primary serves, and the service is not back")
+
+
 @pytest.mark.parametrize("how", ["kill", "pause", "switch over"])
-async def test_a_failover_loses_no_acknowledged_write(how: str, cluster: Cluster, table: str, serve: Serve) -> None:
+async def test_a_failover_loses_no_acknowledged_write(
+    how: str, cluster: Cluster, table: str, serve: Serve, hasty: float
+) -> None:
     old, new = cluster.primary, cluster.replica
-    client = await serve(count, storage=url_of(table, old.port, new.port), on_conflict="raise")
+    client = await serve(count, storage=url_of(table, old.port, new.port, timeout=hasty), on_conflict="raise")
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(limit=0))
     async with session, contextlib.AsyncExitStack() as stack:
         visitors = [Visitor(session, client.make_url("/count")) for _ in range(32)]
         for visitor in visitors:
-            await visitor.visit()
+            await visitor.visit_at_last()
         group = await stack.enter_async_context(asyncio.TaskGroup())
         done = asyncio.Event()
         for visitor in visitors:
@@ -531,23 +547,22 @@ async def test_a_failover_loses_no_acknowledged_write(how: str, cluster: Cluster
             getattr(old, how)()
             await asyncio.sleep(0.5)
             await cluster.promote()
-        promoted = time.monotonic()
-        while any(visitor.last < promoted for visitor in visitors):
-            assert time.monotonic() - promoted < 1 + SLACK, "the new primary serves, and the service is not back"
-            await asyncio.sleep(0.01)
+        with within(1 + SLACK):
+            await all_are_served(visitors)
         await asyncio.sleep(0.3)
         done.set()
         await stack.aclose()
         assert set().union(*(visitor.statuses for visitor in visitors)) <= {200, 503}
-        assert max(visitor.slowest for visitor in visitors) < 2 * TIMEOUT + SLACK
-        assert await new.ask(f"SELECT COUNT(*) FROM {table}") == ((len(visitors),),)
+        assert max(visitor.slowest for visitor in visitors) < 2 * hasty + SLACK
+        ((rows,),) = await new.ask(f"SELECT COUNT(*) FROM {table}")
+        assert 0 <= rows - len(visitors) <= sum(visitor.orphans for visitor in visitors)
 
         old.kill()
         old.replica = True
         await asyncio.to_thread(old.start)
         before = await old.ask("SELECT @@gtid_binlog_pos")
         for visitor in visitors:
-            await visitor.visit()
+            await visitor.visit_at_last()
     async with old.root() as root:
         await all_connections_end(root)
     assert await old.ask("SELECT @@gtid_binlog_pos") == before

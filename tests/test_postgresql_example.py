@@ -15,7 +15,7 @@ from aiohttp_store import ConfigError, Saved, SessionTooLarge
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.testing import StorageContract
 
-from .conftest import Servers
+from .conftest import PATIENCE, Servers
 from .law import create, data_of, new_key, save
 from .pages import PAGES
 
@@ -26,6 +26,7 @@ importlib.import_module("examples.postgresql_storage")
 
 class TestPostgreSQL(StorageContract):
     password = "s@crêt"
+    patience = 10.0 * PATIENCE
 
     @pytest.fixture
     def server(self, servers: Servers) -> tuple[str, int]:
@@ -56,7 +57,7 @@ def test_a_wrong_url_is_refused_with_the_way_out(url: str, message: str) -> None
 
 
 async def test_a_record_over_the_limit_is_too_large(servers: Servers) -> None:
-    async with aiohttp_store.open_storage(f"{servers.url('postgresql')}?table=limited&timeout=20") as storage:
+    async with aiohttp_store.open_storage(f"{servers.url('postgresql')}?table=limited&timeout={PATIENCE}") as storage:
         await create(storage, new_key(), bytes(16 << 20))
         with pytest.raises(SessionTooLarge) as caught:
             await save(storage, new_key(), bytes((16 << 20) + 1))
@@ -64,7 +65,7 @@ async def test_a_record_over_the_limit_is_too_large(servers: Servers) -> None:
 
 
 async def test_the_table_is_made_again_when_it_was_dropped(servers: Servers) -> None:
-    async with aiohttp_store.open_storage(f"{servers.url('postgresql')}?table=dropped&timeout=20") as storage:
+    async with aiohttp_store.open_storage(f"{servers.url('postgresql')}?table=dropped&timeout={PATIENCE}") as storage:
         await create(storage, new_key())
         await storage._ask("DROP TABLE dropped")  # type: ignore[attr-defined]
         key = new_key()
@@ -75,7 +76,7 @@ async def test_the_table_is_made_again_when_it_was_dropped(servers: Servers) -> 
 async def test_the_sweep_runs_by_itself_and_in_one_process_at_a_time(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"{servers.url('postgresql')}?table=swept&timeout=20"
+    url = f"{servers.url('postgresql')}?table=swept&timeout={PATIENCE}"
     rows = "SELECT count(*) FROM swept"
     async with aiohttp_store.open_storage(url) as opened:
         storage: Any = opened

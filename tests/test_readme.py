@@ -30,6 +30,7 @@ from .conftest import Servers
 from .pages import PAGES, ROOT, blocks, redirected, table
 from .test_comparison import HEADS, PAGE
 from .test_pages import EXTRAS, SETUP
+from .timing import AT_LAST
 
 README = PAGES["README.rst"]
 TEXT = README.read_text()
@@ -60,13 +61,13 @@ async def started(*command: str, folder: Path, **environment: str) -> AsyncItera
     )
     assert process.stdout is not None
     try:
-        said = (await asyncio.wait_for(process.stdout.readuntil(b"(Press"), 60)).decode()
+        said = (await asyncio.wait_for(process.stdout.readuntil(b"(Press"), AT_LAST)).decode()
         (address,) = re.findall(r"http://[0-9.:]+", said)
         yield said, address
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
-        await asyncio.wait_for(process.communicate(), 20)
+        await asyncio.wait_for(process.communicate(), AT_LAST)
 
 
 async def visits(address: str) -> list[str]:

@@ -20,6 +20,7 @@ from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import AiohttpClient, Serve
 from .remote import kept
+from .timing import AT_LAST
 
 
 async def count(request: web.Request) -> web.Response:
@@ -343,7 +344,7 @@ async def test_memory_forgets_what_has_expired_by_itself_a_part_at_a_time_and_gi
     storage.clock = lambda: clock() + 50
     await storage.open()
     steps, left = [], 40_001
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(AT_LAST):
         while left > 1:
             await asyncio.sleep(0)
             before, left = left, sum(map(len, storage._parts))

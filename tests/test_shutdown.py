@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,18 +14,15 @@ from aiohttp import ClientError, ClientSession, DummyCookieJar, web
 from aiohttp_store import open_storage, setup
 from aiohttp_store.cookie import key_of_id
 
-from .app import ENDING, AppProcess
+from .app import ENDING, ENDS_WITHIN, AppProcess
 from .conftest import ONE_SERVER, SERVED, STORAGES, Servers, new_url
 from .law import data_of
 from .proxy import Proxy
 from .remote import Remote
 from .servers import SERVERS, Server
+from .timing import pace, until, within
 
-TIMEOUT = 0.7
 VISITORS = 8
-# Two budgets for a request that is under way, then what the docstring of Manager.close says.
-LATEST = (2 + 6) * TIMEOUT + 4
-"""Those of which a proxy can stand before all connections."""
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
@@ -66,12 +62,11 @@ async def let_go(client: ClientSession, address: str) -> None:
         pass
 
 
-async def ends_clean(process: AppProcess, within: float) -> None:
-    began = time.monotonic()
-    code, errors = await asyncio.to_thread(process.wait, 50)
+async def ends_clean(process: AppProcess, seconds: float) -> None:
+    with within(seconds):
+        code, errors = await asyncio.to_thread(process.wait, ENDS_WITHIN)
     assert errors == ""
     assert code == 0
-    assert time.monotonic() - began < within
 
 
 @pytest.mark.parametrize("how", SIGNALS, ids=lambda how: how.name)
@@ -107,9 +102,7 @@ async def test_saves_under_way_are_finished_first_also_where_their_requests_are_
             proxy.requests.clear()
             proxy.asking.clear()
             await let_go(client, address)
-            async with asyncio.timeout(20):
-                while not any(name in request for request in proxy.requests for name in names):
-                    await asyncio.sleep(0.01)
+            await until(lambda: any(name in request for request in proxy.requests for name in names))
             process.send(how)
             await asyncio.to_thread(process.says, ENDING)
             await asyncio.sleep(3 * 0.1)  # cancelled by now, or still waiting
@@ -141,14 +134,16 @@ def server(name: str, tmp_path: Path) -> Iterator[Server]:
 async def test_an_app_ends_in_time_while_its_server_is_away(
     name: str, how: str, shutdown_timeout: float, server: Server, client: ClientSession
 ) -> None:
-    url = f"{STORAGES[name][1]}://{server.url.partition('://')[2]}?timeout={TIMEOUT}"
+    timeout = 0.5 * pace()
+    url = f"{STORAGES[name][1]}://{server.url.partition('://')[2]}?timeout={timeout}"
     with app_process(url, shutdown_timeout) as process:
         address = await asyncio.to_thread(process.address)
         _, late = await late_requests(client, address)
         await asyncio.to_thread(getattr(server, how))
         await let_go(client, address)
         process.send(signal.SIGTERM)
-        await ends_clean(process, LATEST)
+        # Two budgets for a request that is under way, then what the docstring of Manager.close says.
+        await ends_clean(process, (2 + 6) * timeout + 4)
         await asyncio.gather(*late, return_exceptions=True)
 
 
@@ -164,6 +159,6 @@ async def test_a_storage_that_does_not_close_is_left_and_told(caplog: pytest.Log
     setup(app, Stuck())
     runner = web.AppRunner(app)
     await runner.setup()
-    async with asyncio.timeout(3 * Stuck.timeout + 5):
+    with within(3 * Stuck.timeout + 5):
         await runner.cleanup()
     assert "did not close within 0.9 s" in caplog.text

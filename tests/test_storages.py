@@ -15,7 +15,7 @@ from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.memory import MemoryStorage
 from aiohttp_store.testing import StorageContract
 
-from .conftest import ONE_SERVER, STORAGES, Servers, new_url
+from .conftest import ONE_SERVER, PATIENCE, STORAGES, Servers, new_url
 from .law import new_key, save
 
 SWEEPING = ["mysql", "sqlite"]
@@ -25,6 +25,7 @@ class TestStorages(StorageContract):
     """One suite, every URL."""
 
     password = "s@crêt"
+    patience = 10.0 * PATIENCE
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Ask each storage for what it has, so that nothing is skipped."""

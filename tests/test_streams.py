@@ -13,6 +13,7 @@ from aiohttp_store.storages.memory import MemoryStorage
 
 from .conftest import AiohttpServer, Serve
 from .remote import Remote, kept
+from .timing import AT_LAST
 
 
 class Failing(Remote):
@@ -35,7 +36,7 @@ async def exchange(port: int | None, path: str, *head: str) -> tuple[bytes, byte
     """Send one request over a raw socket, and give all bytes of the answer: head and body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write("\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *head, "Connection: close", "", ""]).encode())
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), AT_LAST)
     writer.close()
     await writer.wait_closed()
     start, _, body = answer.partition(b"\r\n\r\n")
@@ -313,7 +314,7 @@ async def test_a_failure_after_the_headers_ends_the_connection_and_is_no_second_
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     for path in (f"/?kind={kind}", "/", "/"):
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nCookie: session={'A' * 43}\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), AT_LAST)
     writer.close()
     assert answer.count(b"HTTP/1.1") == 1
     assert answer.startswith(b"HTTP/1.1 200 OK")

@@ -31,6 +31,7 @@ from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 from .certificates import make_certificates
 from .conftest import Client
 from .pages import PAGES, ROOT, python_of
+from .timing import AT_LAST
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 ANN = {"user": "ann", "cart": {"tea": [1, 2]}}
@@ -351,7 +352,7 @@ async def test_a_handler_finds_the_preset_session_and_the_test_sees_what_became_
     assert {one for one in ("changed", "renewed", "invalidated") if getattr(session, f"was_{one}")} == was
     assert data == {"user": "ann", "cart": {"tea": (1, 2)}}
     if left := asyncio.all_tasks() - tasks:
-        assert not (await asyncio.wait(left, timeout=20))[1]
+        assert not (await asyncio.wait(left, timeout=AT_LAST))[1]
     now = await get_session(request)
     assert dict(now) == ({"n": 3} if handler is begin_anew else found)
 
@@ -386,7 +387,7 @@ async def test_the_clock_ends_sessions_and_their_records_without_waiting() -> No
         await sign_in(client, ANN)
         with freeze(app_of(client)) as clock:
             began = clock.now
-            assert abs(time.time() - began) < 20
+            assert abs(time.time() - began) < 1000
             for _ in range(25):
                 clock.advance(0.95 * 3600)
                 assert await get(client, "/shop/read") == ANN

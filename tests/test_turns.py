@@ -6,6 +6,8 @@ import asyncio
 
 from aiohttp_store.turns import Turns
 
+from .timing import AT_LAST
+
 
 async def test_turns_are_given_in_order_and_passed_on_when_their_taker_is_cancelled() -> None:
     turns: Turns[str] = Turns()
@@ -24,7 +26,7 @@ async def test_turns_are_given_in_order_and_passed_on_when_their_taker_is_cancel
     tasks[1].cancel()  # while it waits
     turns.give("name", "other", "third")
     tasks[0].cancel()  # when the turn is its, and it does not know yet
-    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), AT_LAST)
     assert had == [2, 3, 4]
     assert turns._waiting == {}
 

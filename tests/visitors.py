@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -12,6 +11,8 @@ from aiohttp import ClientSession, CookieJar, web
 from yarl import URL
 
 from aiohttp_store import get_session
+
+from .timing import now, until
 
 
 async def count(request: web.Request) -> web.Response:
@@ -37,9 +38,9 @@ class Visitor:
                 await self._ask(browser, url)
 
     async def _ask(self, browser: ClientSession, url: URL) -> None:
-        asked = time.monotonic()
+        asked = now()
         async with browser.get(url) as response:
-            self.longest = max(self.longest, time.monotonic() - asked)
+            self.longest = max(self.longest, now() - asked)
             if response.status == 503:
                 self.refused += 1
                 self.unknown += self.acknowledged > 0  # one that began no session left no cookie
@@ -70,11 +71,11 @@ async def visiting(url: URL, many: int = 24) -> AsyncIterator[list[Visitor]]:
     assert [wrong for visitor in visitors for wrong in visitor.wrong] == []
 
 
-async def served(visitors: list[Visitor], within: float = 40) -> float:
-    """Wait until each has been served once more, and give the seconds that it took."""
-    began = time.monotonic()
+async def served(visitors: list[Visitor]) -> None:
+    """Wait until each has been served once more."""
     before = [visitor.acknowledged for visitor in visitors]
-    while any(visitor.acknowledged == then for visitor, then in zip(visitors, before, strict=True)):
-        assert time.monotonic() - began < within, "some visitors are not served"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - began
+
+    def all_are() -> bool:
+        return all(visitor.acknowledged > then for visitor, then in zip(visitors, before, strict=True))
+
+    await until(all_are, "some visitors are not served")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[2]
-_END_WITHIN = 20.0
+_END_WITHIN = 120.0
 
 
 class Child:

@@ -14,7 +14,7 @@ from .child import Child
 from .visitor import World
 
 _EVERY = 0.05  # seconds from one probe to the next
-TOO_LATE = 15.0
+TOO_LATE = 40.0
 
 
 @dataclass

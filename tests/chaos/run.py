@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
@@ -41,8 +41,12 @@ class Plan:
     calm: float
     """After each fault, once service has returned."""
 
+    def slower(self, times: float) -> Plan:
+        """Return the plan of a machine that takes so many times longer for everything."""
+        return Plan(**{name: value * times for name, value in asdict(self).items()})
 
-SHORT = Plan(seconds=0.0, timeout=0.5, brief=0.25, long=0.8, calm=0.15)
+
+SHORT = Plan(seconds=0.0, timeout=0.4, brief=0.2, long=0.6, calm=0.1)
 LONG = Plan(seconds=60.0, timeout=1.0, brief=1.0, long=4.0, calm=1.0)
 
 
