@@ -15,6 +15,9 @@ URL ?= sqlite:///demo.db
 PORT ?= 8080
 WORKERS ?= 3
 
+# What is compiled is kept, even if the environment says otherwise: the tests start hundreds of Python processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint docs package bench chaos screenshot servers clean
 
 demo: .venv/installed
