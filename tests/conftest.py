@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -42,6 +43,12 @@ ONE_SERVER = [name for name in SERVED if not issubclass(SERVERS[STORAGES[name][0
 
 PATIENCE = 20
 """Seconds a storage has where a test is not about deadlines, so that a slow machine fails none."""
+
+hypothesis.settings.register_profile(
+    "suite", max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("fuzz", hypothesis.settings.get_profile("suite"), max_examples=1000)
+hypothesis.settings.load_profile("suite")
 
 
 class Servers:

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
 from aiohttp.pytest_plugin import AiohttpClient, AiohttpServer
 from aiohttp.test_utils import make_mocked_request
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aiohttp_store import (
@@ -188,7 +188,6 @@ JSON = st.dictionaries(
 
 
 @pytest.mark.parametrize("url", ["cookie://", "cookie://?compress=true"])
-@settings(deadline=None)
 @given(JSON)
 async def test_any_data_comes_back(url: str, data: dict[str, Any]) -> None:
     keeper = keeper_of(url)
