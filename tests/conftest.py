@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -49,6 +50,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("fuzz", hypothesis.settings.get_profile("suite"), max_examples=1000)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there for good out of each later search for garbage, of which the tests make many."""
+    gc.collect()
+    gc.freeze()
 
 
 class Servers:
