@@ -1,5 +1,5 @@
 # make demo       serve the example app, on URL=sqlite:///demo.db or the one given
-# make test       run every test on real servers, with branch coverage, in WORKERS=3 processes with servers of their own
+# make test       run every test on real servers, with branch coverage, in WORKERS=5 processes with servers of their own
 # make lint       ruff, ruff format, mypy --strict
 # make docs       build the documents into docs/_build/html
 # make package    build sdist and wheel into dist/, and run the tests of the sdist against the installed wheel
@@ -14,7 +14,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 URL ?= sqlite:///demo.db
 PORT ?= 8080
-WORKERS ?= 3
+# More than there are processors, since half of the tests' time is waiting. Who has no more tests takes from another.
+WORKERS ?= 5
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 # What is compiled is kept, even if the environment says otherwise: the tests start hundreds of Python processes.
 export PYTHONDONTWRITEBYTECODE :=
@@ -25,7 +27,7 @@ demo: .venv/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
 
 test: .venv/developer servers
-	$(BIN)/pytest --numprocesses $(WORKERS) --cov --cov-report=term $(ARGS)
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 lint: .venv/developer
 	$(BIN)/ruff check .
@@ -40,7 +42,7 @@ bench: .venv-bench/installed servers
 	.venv-bench/bin/python -m benchmarks --save benchmarks/results.json --write-docs $(ARGS)
 
 fuzz: .venv/developer servers
-	$(BIN)/pytest --numprocesses $(WORKERS) --hypothesis-profile fuzz -m hypothesis --timeout 3600 $(ARGS)
+	$(PYTEST) --hypothesis-profile fuzz -m hypothesis --timeout 3600 $(ARGS)
 
 chaos: .venv/developer servers
 	$(BIN)/python -m tests.chaos $(ARGS)
@@ -57,7 +59,7 @@ package: .venv/developer
 	"$$folder/.venv/bin/python" -m pip install --quiet "$$(echo dist/*.whl)[all]"; \
 	touch "$$folder/.venv/installed"; \
 	$(MAKE) -C "$$folder" servers; \
-	cd "$$folder"; .venv/bin/pytest --numprocesses $(WORKERS) $(ARGS)
+	cd "$$folder"; $(PYTEST) $(ARGS)
 
 screenshot: .venv/developer servers
 	$(BIN)/python -m tests.browser docs/demo.png
