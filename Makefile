@@ -1,9 +1,10 @@
 # make demo       serve the example app, on URL=sqlite:///demo.db or the one given
-# make test       run every test on real servers, with branch coverage, in WORKERS=3 processes with servers of their own
+# make test       run every test on real servers, with branch coverage, in WORKERS=5 processes with servers of their own
 # make lint       ruff, ruff format, mypy --strict
 # make docs       build the documents into docs/_build/html
 # make package    build sdist and wheel into dist/, and run the tests of the sdist against the installed wheel
 # make bench      measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
+# make fuzz       run the tests that make up their values with a thousand of them instead of forty (ARGS='-k merge')
 # make chaos      break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make simulate   try SEEDS=10000 orders of events, and print what came of them (ARGS='--replay 24': one, event by event)
 # make simulate-faults put faults into copies of the package, and tell which seed of the simulation finds each
@@ -18,7 +19,8 @@
 PYTHON ?= python3
 URL ?= sqlite:///demo.db
 PORT ?= 8080
-WORKERS ?= 3
+# More than there are processors, because half of the tests' time is waiting. An idle one takes tests from another.
+WORKERS ?= 5
 SEEDS ?= 10000
 
 ifneq ($(LATEST),)
@@ -30,18 +32,22 @@ CONSTRAINTS := constraints$(if $(OLDEST),-oldest).txt
 endif
 BIN := $(VENV)/bin
 MADE ?= $(VENV)/made
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+# What is compiled is kept, even if the environment says otherwise: the tests start hundreds of Python processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 # In environment variables, which also hold where pip builds a package; from pip 25.3 on that is the second one.
 constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
 PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
 
-.PHONY: demo test lint docs package bench chaos simulate simulate-faults screenshot servers constraints clean
+.PHONY: demo test lint docs package bench fuzz chaos simulate simulate-faults screenshot servers constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
 
 test: $(VENV)/developer servers
-	$(BIN)/pytest --numprocesses $(WORKERS) --cov --cov-report=term $(ARGS)
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/developer
 	$(BIN)/ruff check .
@@ -54,6 +60,9 @@ docs: $(VENV)/developer
 
 bench: .venv-bench/installed servers
 	.venv-bench/bin/python -m benchmarks --save benchmarks/results.json --write-docs $(ARGS)
+
+fuzz: $(VENV)/developer servers
+	$(PYTEST) --hypothesis-profile fuzz -m hypothesis --timeout 3600 $(ARGS)
 
 chaos: $(VENV)/developer servers
 	$(BIN)/python -m tests.chaos $(ARGS)
@@ -76,7 +85,7 @@ package: $(VENV)/developer
 	$(call constrained,$(CONSTRAINTS)) "$$folder/$(BIN)/python" -m pip install --quiet "$$(echo dist/*.whl)[all]"; \
 	touch "$$folder/$(VENV)/installed"; \
 	$(MAKE) -C "$$folder" servers; \
-	cd "$$folder"; $(BIN)/pytest --numprocesses $(WORKERS) $(ARGS)
+	cd "$$folder"; $(PYTEST) $(ARGS)
 
 screenshot: $(VENV)/developer servers
 	$(BIN)/python -m tests.browser docs/demo.png

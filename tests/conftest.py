@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -44,8 +45,38 @@ ONE_SERVER = [name for name in SERVED if not issubclass(SERVERS[STORAGES[name][0
 PATIENCE = 60
 """Seconds a storage has where a test is not about deadlines, so that a slow machine fails none."""
 
-hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "suite", max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("fuzz", hypothesis.settings.get_profile("suite"), max_examples=1000)
 hypothesis.settings.load_profile("suite")
+
+TRACED = ("memory", "redis")
+"""The storages over which a test of something else is traced for the coverage; test_storages.py is over every one."""
+UNTRACED = {
+    *("test_browser.py", "test_browser_cookies.py", "test_browser_page.py", "test_chaos.py"),
+    *("test_example_apps.py", "test_example_deployments.py", "test_examples.py", "test_outages.py"),
+    "test_simulation.py",
+}
+"""Files that reach no line of the package that others do not; most of it runs in processes of their own there."""
+
+
+@pytest.hookimpl(trylast=True)  # hypothesis marks its tests first
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of the coverage what only repeats: whatever a traced test does takes twice as long."""
+    if not config.pluginmanager.hasplugin("_cov"):
+        return
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        is_of_another = item.path.name != "test_storages.py" and parameters.get("storage_name", "memory") not in TRACED
+        if is_of_another or item.path.name in UNTRACED or item.get_closest_marker("hypothesis"):
+            item.add_marker("no_cover")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there for good out of each later search for garbage, of which the tests make many."""
+    gc.collect()
+    gc.freeze()
 
 
 class Servers:

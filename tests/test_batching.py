@@ -14,7 +14,7 @@ from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, Stor
 from aiohttp_store.batching import MAX_BYTES, MAX_KEYS, MAX_TRIPS, PATIENCE, Batcher, ShardedBatcher
 from aiohttp_store.storage import Sharded
 
-from .conftest import STORAGES, Serve
+from .conftest import Serve
 from .timing import AT_LAST, leaping
 
 Lanes = Batcher[None, Record | None]
@@ -651,7 +651,7 @@ async def test_no_visitor_meets_another_although_requests_are_cancelled(serve: S
     assert cancelled > 48
 
 
-@pytest.mark.parametrize("storage_name", [name for name in STORAGES if name != "memory"], indirect=True)
+@pytest.mark.parametrize("storage_name", ["redis", "redis_cluster", "sqlite"], indirect=True)
 async def test_no_visitor_waits_for_a_deadline_while_the_server_answers(
     serve: Serve, make_url: Callable[..., str]
 ) -> None:

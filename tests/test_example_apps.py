@@ -41,6 +41,7 @@ async def add_ten(ann: ClientSession, goods: list[str], *addresses: str) -> list
     return await asyncio.gather(*(add(item, addresses[at % len(addresses)]) for at, item in enumerate(goods)))
 
 
+@pytest.mark.parametrize("storage_name", FEW)
 async def test_the_cart_loses_none_of_ten_additions_at_once(storage_name: str, storage_url: str) -> None:
     goods = list(names_of("cart.py")["GOODS"])
     assert len(goods) == 10
@@ -121,6 +122,7 @@ def messages_of(shown: str) -> list[str]:
     return re.findall(r"<p>(.*?)</p>", messages)
 
 
+@pytest.mark.parametrize("storage_name", FEW)
 async def test_messages_are_shown_once_in_their_order_and_escaped(storage_url: str) -> None:
     async with running("flash.py", storage_url) as address, visitor() as ann, visitor() as bob:
         assert messages_of(await page(ann, address)) == []

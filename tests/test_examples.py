@@ -101,6 +101,7 @@ async def test_two_tabs_that_add_to_the_demos_cart_at_the_same_time_lose_nothing
         assert (await session_of(client))["cart"] == {"Tea": 2}
 
 
+@pytest.mark.parametrize("storage_name", ["memory", "sqlite", "redis"])
 async def test_the_demo_keeps_a_visitor_over_a_restart_and_two_processes(storage_name: str, storage_url: str) -> None:
     async with visitor() as ann:
         async with running("demo.py", storage_url) as address:

@@ -323,7 +323,9 @@ async def test_a_request_is_freed_without_the_garbage_collector(remotes: bool, a
 
     async def handler(request: web.Request) -> web.Response:
         seen.append(weakref.ref(request))
-        return await begin(request)
+        response = await begin(request)
+        response.force_close()  # aiohttp keeps a connection's last request until the connection ends
+        return response
 
     app = web.Application()
     app.router.add_get("/", handler)

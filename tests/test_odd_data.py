@@ -21,7 +21,7 @@ from .law import create, new_key
 from .remote import Remote
 from .test_requests import SECRET, raw
 
-FUZZ = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 async def put(request: web.Request) -> web.Response:
