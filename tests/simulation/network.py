@@ -148,7 +148,8 @@ class Linked(Storage):
 
         def act() -> T:
             result = carry_out()
-            server.note(verb, *(key[:6] for key in keys), result if verb == "save" else "")
+            outcomes = [type(one).__name__ for one in result] if isinstance(result, list) else []
+            server.note(verb, *(key[:6] for key in keys), *outcomes)
             return result
 
         if kind == "refusing":

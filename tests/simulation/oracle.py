@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .plan import Plan, Visit
 
-__all__ = ["KNOWN", "Act", "Attempt", "Cookie", "Finding", "Oracle", "Truth"]
+__all__ = ["KNOWN", "NEVER", "Act", "Attempt", "Cookie", "Finding", "Oracle", "Truth"]
 
 NEVER = math.inf
 PROLONGED = 0.95

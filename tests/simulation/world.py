@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,7 +31,7 @@ from aiohttp_store.middleware import _KEEPER
 from ..remote import kept
 from .loop import StandstillError, VirtualLoop
 from .network import Linked, LinkedShards, Server
-from .oracle import Attempt, Finding, Oracle, Truth
+from .oracle import NEVER, Attempt, Finding, Oracle, Truth
 from .plan import TIMEOUT, Beside, Plan, Step, Visit
 
 __all__ = ["Run", "run"]
@@ -176,6 +175,8 @@ class World:
         await self.look()
         for process in self.processes:
             await self.end(process)
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            self.oracle.find("hung", f"{len(left)} tasks are left, such as {min(map(repr, left))}")
         self.scan()
 
     def restart(self, keeps: bool) -> None:
@@ -347,9 +348,6 @@ class World:
         if attempt.visit.steps and attempt.visit.steps[-1].does == "redirect":
             raise web.HTTPFound("/")
         return handler.response or web.Response(text="done")
-
-
-NEVER = float("inf")
 
 
 class Handler:
@@ -612,11 +610,10 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _entropy(source: random.Random) -> Iterator[None]:
-    """Draw ids and versions from the seed."""
-    real, urandom = secrets.token_bytes, os.urandom
+    """Draw ids from the seed, as they decide of which server they are."""
+    real = secrets.token_bytes
     secrets.token_bytes = lambda nbytes=None: source.randbytes(nbytes or 32)
-    os.urandom = source.randbytes
     try:
         yield
     finally:
-        secrets.token_bytes, os.urandom = real, urandom
+        secrets.token_bytes = real
