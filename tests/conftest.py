@@ -61,16 +61,28 @@ UNTRACED = {
 """Files that reach no line of the package that others do not; most of it runs in processes of their own there."""
 
 
+ABOVE_DRIVERS = {
+    *("test_conflicts.py", "test_identity.py", "test_lifetimes.py", "test_odd_data.py", "test_requests.py"),
+}
+"""Files about what stands above the three verbs: of one server's two drivers the first is enough for them."""
+
+
 @pytest.hookimpl(trylast=True)  # hypothesis marks its tests first
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out of the coverage what only repeats: whatever a traced test does takes twice as long."""
+    """Leave out what only repeats; and of the coverage too, as whatever a traced test does takes twice as long."""
+    items[:] = [one for one in items if one.path.name not in ABOVE_DRIVERS or _storage_of(one) != "pymongo"]
     if not config.pluginmanager.hasplugin("_cov"):
         return
     for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        is_of_another = item.path.name != "test_storages.py" and parameters.get("storage_name", "memory") not in TRACED
+        is_of_another = item.path.name != "test_storages.py" and _storage_of(item) not in TRACED
         if is_of_another or item.path.name in UNTRACED or item.get_closest_marker("hypothesis"):
             item.add_marker("no_cover")
+
+
+def _storage_of(item: pytest.Item) -> str:
+    """Return the storage over which a test runs; those that name none use memory."""
+    is_of_several = isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    return str(item.callspec.params.get("storage_name", "memory")) if is_of_several else "memory"
 
 
 def pytest_collection_finish() -> None:
