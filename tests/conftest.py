@@ -81,8 +81,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _storage_of(item: pytest.Item) -> str:
     """Return the storage over which a test runs; those that name none use memory."""
-    is_of_several = isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    return str(item.callspec.params.get("storage_name", "memory")) if is_of_several else "memory"
+    call = getattr(item, "callspec", None)
+    return "memory" if call is None else str(call.params.get("storage_name", "memory"))
 
 
 def pytest_collection_finish() -> None:
