@@ -51,8 +51,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("fuzz", hypothesis.settings.get_profile("suite"), max_examples=1000)
 hypothesis.settings.load_profile("suite")
 
-TRACED = ("memory", "redis")
-"""The storages over which a test of something else is traced for the coverage; test_storages.py is over every one."""
+TRACED = "memory"
+"""The storage over which a test of something else is traced for the coverage; test_storages.py is over every one."""
 UNTRACED = {
     *("test_browser.py", "test_browser_cookies.py", "test_browser_page.py", "test_chaos.py"),
     *("test_example_apps.py", "test_example_deployments.py", "test_examples.py", "test_outages.py"),
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.pluginmanager.hasplugin("_cov"):
         return
     for item in items:
-        is_of_another = item.path.name != "test_storages.py" and _storage_of(item) not in TRACED
+        is_of_another = item.path.name != "test_storages.py" and _storage_of(item) != TRACED
         if is_of_another or item.path.name in UNTRACED or item.get_closest_marker("hypothesis"):
             item.add_marker("no_cover")
 

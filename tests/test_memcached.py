@@ -360,10 +360,14 @@ async def test_aiomcaches_own_commands_are_safe_on_our_client(proxy: Proxy) -> N
         with pytest.raises(EOFError):
             await client.delete(key)
     proxy.answering.clear()
-    asked = len(proxy.requests)
     task = asyncio.ensure_future(client.set(key, b"one", 60))
-    while len(proxy.requests) == asked:
-        await asyncio.sleep(0.001)
+    direct = aiomcache.Client("127.0.0.1", proxy.target)
+
+    async def is_set() -> bool:
+        return await direct.get(key) == b"one"
+
+    await until(is_set)
+    await direct.close()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .run import DURABLE, LONG, SUBJECTS, VISITORS, Plan, run
+from .run import DURABLE, LONG, SUBJECTS, Plan, run
 from .tally import Tally
 
 LONGEST_STALL = 0.1
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = _arguments()
     plan = replace(LONG, seconds=arguments.seconds)
-    print(f"{VISITORS} visitors, timeout {plan.timeout:g} s, seed {arguments.seed}", flush=True)
+    print(f"{plan.visitors} visitors, timeout {plan.timeout:g} s, seed {arguments.seed}", flush=True)
     tallies: dict[str, Tally] = {}
     for name in arguments.storage or SUBJECTS:
         print(f"{time.strftime('%H:%M:%S')}  {name}", file=sys.stderr, flush=True)

@@ -20,7 +20,6 @@ from .faults import FAULTS, TOO_LATE, Prober, Stage
 from .tally import Tally
 from .visitor import Visitor, World
 
-VISITORS = 64
 SUBJECTS = ["memory", *ONE_SERVER]
 """The calm control first."""
 DURABLE = frozenset({"redis", "mongodb", "pymongo", "mysql"})
@@ -31,6 +30,7 @@ _THINK = {"mongodb": 0.4, "pymongo": 0.4}  # SecantusDB, which stands in for Mon
 class Plan:
     """How long, and how much of it; times in seconds."""
 
+    visitors: int
     seconds: float
     """At least; each fault comes once before any comes twice, and all of them come."""
     timeout: float
@@ -43,11 +43,12 @@ class Plan:
 
     def slower(self, times: float) -> Plan:
         """Return the plan of a machine that takes so many times longer for everything."""
-        return Plan(**{name: value * times for name, value in asdict(self).items()})
+        slowed = {name: value * times for name, value in asdict(self).items()}
+        return Plan(**slowed | {"visitors": self.visitors})
 
 
-SHORT = Plan(seconds=0.0, timeout=0.4, brief=0.2, long=0.6, calm=0.1)
-LONG = Plan(seconds=60.0, timeout=1.0, brief=1.0, long=4.0, calm=1.0)
+SHORT = Plan(visitors=32, seconds=0.0, timeout=0.4, brief=0.2, long=0.6, calm=0.1)
+LONG = Plan(visitors=64, seconds=60.0, timeout=1.0, brief=1.0, long=4.0, calm=1.0)
 
 
 def run(name: str, plan: Plan, seed: str, folder: Path) -> Tally:
@@ -89,7 +90,7 @@ async def _run(name: str, plan: Plan, seed: str, folder: Path, server: Server | 
                 is_durable=name in DURABLE,
                 think=_THINK.get(name, 0.12),
             )
-            visitors = [asyncio.create_task(Visitor(world, number, seed).live()) for number in range(VISITORS)]
+            visitors = [asyncio.create_task(Visitor(world, number, seed).live()) for number in range(plan.visitors)]
             try:
                 await asyncio.sleep(5 * plan.calm)
                 if server is None or wire is None:
