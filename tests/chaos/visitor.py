@@ -20,7 +20,7 @@ from aiohttp import ClientError, ClientSession, hdrs
 from .tally import Tally
 
 GIVE_UP = 60.0
-"""Seconds after which a visitor takes an answer for lost for ever: beyond every budget and a driver's own 30 s."""
+"""Seconds after which a visitor gives an answer up for lost: beyond every budget and a driver's own 30 s."""
 _KEYS = 12  # plain writes that a session keeps
 _LOGGED = 16  # counted writes that are looked for, of the last 64 that the app keeps
 _DEAD = 4  # old cookies that a visitor remembers
