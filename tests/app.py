@@ -38,8 +38,11 @@ class AppProcess:
     """
 
     def __init__(self, url: str, *, secret: str = "", shutdown_timeout: float = 10) -> None:
+        from .servers import free_port  # with a driver, which the app itself is to load or not
+
+        arguments = (url, str(free_port()), str(shutdown_timeout), secret)
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-X", "dev", "-W", "error", "-m", "tests.app", url, str(shutdown_timeout), secret],
+            [sys.executable, "-u", "-X", "dev", "-W", "error", "-m", "tests.app", *arguments],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONASYNCIODEBUG": "1"},
             stdout=subprocess.PIPE,
@@ -150,8 +153,8 @@ async def _say(app: web.Application) -> None:
     print(ENDING)
 
 
-def main(url: str, shutdown_timeout: str, secret: str) -> None:
-    """Serve on a free port, and print the address."""
+def main(url: str, port: str, shutdown_timeout: str, secret: str) -> None:
+    """Serve, and print the address. An older aiohttp prints the port that was asked for, so that cannot be 0."""
     log = logging.getLogger("aiohttp_store")
     log.addHandler(logging.StreamHandler(sys.stdout))
     log.propagate = False
@@ -165,7 +168,7 @@ def main(url: str, shutdown_timeout: str, secret: str) -> None:
     web.run_app(
         app,
         host="127.0.0.1",
-        port=0,
+        port=int(port),
         shutdown_timeout=float(shutdown_timeout),
         access_log=None,
         print=lambda text: print(text.replace("\n", " ")),

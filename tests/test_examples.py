@@ -24,6 +24,7 @@ import aiohttp_store
 from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
 from .conftest import PATIENCE, Servers
+from .servers import free_port
 from .timing import AT_LAST
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,16 @@ ROOT = Path(__file__).parent.parent
 async def running(example: str, *arguments: str, folder: Path = ROOT) -> AsyncIterator[str]:
     """Run an example on a free port, and give the address that it prints."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-u", "-W", "error", str(ROOT / "examples" / example), *arguments, "--port", "0"),
+        *(
+            sys.executable,
+            "-u",
+            "-W",
+            "error",
+            str(ROOT / "examples" / example),
+            *arguments,
+            "--port",
+            str(free_port()),
+        ),
         stdout=asyncio.subprocess.PIPE,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -28,6 +28,7 @@ from aiohttp_store.storages import SCHEMES, storage_from_url
 
 from .conftest import Servers
 from .pages import PAGES, ROOT, blocks, redirected, table
+from .servers import free_port
 from .test_comparison import HEADS, PAGE
 from .test_pages import EXTRAS, SETUP
 from .timing import AT_LAST
@@ -85,7 +86,7 @@ async def test_the_first_app_counts_the_visits_of_each_visitor(servers: Servers,
     served = (
         "import functools, runpy\n"
         "from aiohttp import web\n"
-        "web.run_app = functools.partial(web.run_app, host='127.0.0.1', port=0)\n"
+        f"web.run_app = functools.partial(web.run_app, host='127.0.0.1', port={free_port()})\n"
         "runpy.run_path('app.py', run_name='__main__')\n"
     )
     async with started(sys.executable, "-W", "error", "-c", served, folder=tmp_path) as (_, address):
@@ -104,7 +105,7 @@ async def test_make_demo_serves_the_demo_that_keeps_sessions_where_it_is_told(
     for name in ("made", "installed"):  # what `make demo` would install, it takes from where the tests run
         (tmp_path / ".venv" / name).touch()
     make = [shutil.which("make") or "make", "demo", f"BIN={Path(sys.executable).parent}", "LATEST=", "OLDEST="]
-    environment = {"PORT": "0"} | ({"URL": servers.url(url)} if url else {})
+    environment = {"PORT": str(free_port())} | ({"URL": servers.url(url)} if url else {})
     async with started(*make, folder=tmp_path, **environment) as (said, address):
         assert f"Sessions are kept in {servers.url(url) if url else 'sqlite:///demo.db'}\n" in said
         for number, page in enumerate(await visits(address)):
