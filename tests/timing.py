@@ -18,6 +18,7 @@ from typing import Any
 
 AT_LAST = 120
 """Seconds after which what a test waits for will not happen any more, on however busy a machine."""
+_ROUNDED = 1e-6  # seconds by which a sum of floats, on a machine that has run for long, may fall short of a timer
 _EFFORT = 0.03  # seconds of the processor: several of the slices in which a kernel divides it
 
 
@@ -78,7 +79,7 @@ def leaping() -> Iterator[None]:
         if timeout is None:  # there is no timer
             return select(None)
         events = select(0)
-        leapt += 0 if events else timeout
+        leapt += 0 if events else timeout + _ROUNDED
         return events
 
     loop.time, loop._selector.select = lambda: started + leapt, leap
