@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import hypothesis
 import pytest
@@ -180,10 +180,9 @@ async def browser() -> AsyncIterator[Any]:
         yield started
 
 
-# Quoted, as aiohttp before 3.11 lacks these names, and its TestClient is not generic.
-AiohttpClient: TypeAlias = "pytest_plugin.AiohttpClient"
-AiohttpServer: TypeAlias = "pytest_plugin.AiohttpServer"
-Client: TypeAlias = "TestClient[web.Request, web.Application]"
+AiohttpClient = pytest_plugin.AiohttpClient
+AiohttpServer = pytest_plugin.AiohttpServer
+Client = TestClient[web.Request, web.Application]
 Serve = Callable[..., Awaitable[Client]]
 
 

@@ -114,8 +114,7 @@ class AbstractStorage(ABC):
         if not cookie_data:
             for default in ("max_age", "httponly"):
                 del options[default]
-            # What del_cookie does, which does not take all of these options before aiohttp 3.11.
-            response.set_cookie(name, "", max_age=0, expires="Thu, 01 Jan 1970 00:00:00 GMT", **options)  # type: ignore[arg-type]
+            response.del_cookie(name, **options)  # type: ignore[arg-type]
             return
         if max_age is not None:
             options["max_age"] = math.ceil(max_age)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from http.cookies import SimpleCookie
-from typing import Any, TypeAlias
+from typing import Any
 
 from aiohttp import CookieJar, hdrs, web
 from aiohttp.test_utils import TestClient, make_mocked_request
@@ -23,7 +23,7 @@ from ..storages.memory import MemoryStorage
 
 __all__ = ["Clock", "PresetSession", "freeze", "session_of", "set_session", "sign_in"]
 
-Client: TypeAlias = "TestClient[Any, Any]"  # quoted, as it is not generic before aiohttp 3.11
+Client = TestClient[Any, Any]
 
 
 async def sign_in(
