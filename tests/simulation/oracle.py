@@ -115,6 +115,8 @@ class Attempt:
     shown: Truth | None = None
     begins_late: bool = False
     """Whether a task began another session while the last save was under way."""
+    emptied: Act | None = None
+    """The end that it asked for by leaving no data."""
     has_ended: bool = False
     """Whether it has asked for the end or another id of a session itself."""
 

@@ -455,8 +455,8 @@ class Handler:
     async def reload(self, session: Session, what: Any) -> None:
         since = self.oracle.event(f"#{self.attempt.number} reloads")
         reloaded = await self.tried(session.reload())
-        self.oracle.drop(self.attempt, self.truth(session))
-        self.attempt.pending = [act for act in self.attempt.pending if act.kind == "end"]
+        emptied = self.attempt.emptied  # without data again, it would have ended; with it, it has not
+        self.attempt.pending = [act for act in self.attempt.pending if act.kind == "end" and act is not emptied]
         if reloaded and session.identity is not None:
             self.oracle.show(self.attempt, _plain(session), since, is_first=False)
 
@@ -506,7 +506,7 @@ class Handler:
         truth, cookie = self.truth(session), self.cookie(session)
         session.clear()
         if truth is not None:
-            self.oracle.ask(self.attempt, "end", truth, cookie)
+            self.attempt.emptied = self.oracle.ask(self.attempt, "end", truth, cookie)
 
     # Steps that are not about the session.
 
