@@ -20,6 +20,8 @@ PROLONGED = 0.95
 """The share of the idle timeout after which a session that was only read may end."""
 SLACK = 15.0
 """Seconds by which a time may be off: rounding, and what a request takes from its question to its write."""
+GIVEN_UP = 60.0
+"""Seconds after which a request without a response does nothing more."""
 
 KNOWN = {
     "B1": "a logout that meets a renewal leaves the session alive under the new id",
@@ -270,7 +272,10 @@ class Oracle:
         if end.is_late or end.attempt.begins_late:
             return "B3"
         met = any(
-            one.asked < end.acknowledged and one.attempt.ended > end.attempt.started and one.attempt is not end.attempt
+            one.attempt is not end.attempt
+            and one.asked < end.acknowledged
+            and one.attempt.ended > end.attempt.started
+            and end.attempt.began - one.attempt.began < GIVEN_UP
             for one in end.truth.renewals
         )
         return "B1" if met else None
@@ -312,5 +317,6 @@ class Oracle:
             if act.kind == "replace" and act.acknowledged < since and act.asked > ended and act is not shown_act
         ]
         if later:
-            known = "B3" if all(act.is_late for act in later) else None
+            is_late = (shown_act is not None and shown_act.is_late) or all(act.is_late for act in later)
+            known = "B3" if is_late else None
             self.find("lost", f"{who} is shown n={shown}, and {later[-1].token} was acknowledged later", known)

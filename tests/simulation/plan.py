@@ -146,6 +146,8 @@ class _Draw:
         rounds += [
             self.round(processes, self.random.randrange(visitors), idle) for _ in range(self.random.randint(1, 3))
         ]
+        if idle < DAY and chance() < 0.3:
+            rounds += [self.reading(processes, idle) for _ in range(4)]
         length = 2.0 + sum(one.pause for one in rounds)
         storage = self.random.choice(STORAGES)
         has_server = storage != "immediate"
@@ -175,6 +177,10 @@ class _Draw:
         pauses = (0.0, 0.0, 0.0, 0.1, 0.06 * idle, 0.7 * idle, 1.5 * idle)
         pause = self.random.choice(pauses if idle < DAY else pauses[:5])
         return Round(visits=visits, visitor=visitor, pause=pause)
+
+    def reading(self, processes: int, idle: float) -> Round:
+        """A visit that only reads; several of these take longer than the idle timeout, and each prolongs."""
+        return Round(visits=(Visit(process=self.random.randrange(processes)),), pause=0.4 * idle)
 
     def writer(self, processes: int) -> Visit:
         """One of a crowd that write to one session."""
