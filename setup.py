@@ -32,7 +32,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["aiohttp_store", "aiohttp_store.*"]),
     # attributes of its requests, responses and cookie jars that are private are used, and set
-    install_requires=["aiohttp>=3.13,<4"],
+    install_requires=["aiohttp>=3.13.3,<4"],
     extras_require={
         "redis": redis,
         "memcached": memcached,
