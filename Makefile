@@ -88,7 +88,7 @@ package: $(VENV)/developer
 	cd "$$folder"; $(PYTEST) $(ARGS)
 
 screenshot: $(VENV)/developer servers
-	$(BIN)/python -m tests.browser docs/demo.png
+	$(BIN)/python -m tests.support.browser docs/demo.png
 
 servers: $(VENV)/developer
 	BIN='$(BIN)' PIP='$(PIP)' sh tests/install-servers

@@ -1,9 +1,9 @@
 """Sessions for aiohttp, in a storage that a URL selects."""
 
+from ._engine.manager import Options
+from ._lifecycle.middleware import get_session, get_storage, new_session, session_middleware, setup
 from .cookie import Cookie
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, SessionTooLarge, StorageUnavailable
-from .manager import Options
-from .middleware import get_session, get_storage, new_session, session_middleware, setup
 from .session import Session
 from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write
 from .storages import open_storage, register

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from tests import servers
+from tests.support import servers
 
 from . import ROOT
 from .contenders import Contender

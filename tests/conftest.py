@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 import aiohttp_store
 from aiohttp_store import Storage
 
-from .servers import SERVERS, Server, ServerSet
+from .support.servers import SERVERS, Server, ServerSet
 
 # A new storage adds a line here, and every suite runs over it: its name, its server, its URL's scheme.
 STORAGES = {
@@ -174,7 +174,7 @@ async def storage(storage_url: str) -> AsyncIterator[Storage]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Any]:
     """Give Chromium, started once for the tests of a file, which share its event loop."""
-    from .browser import chromium
+    from .support.browser import chromium
 
     async with chromium() as started:
         yield started
@@ -205,4 +205,4 @@ def serve(aiohttp_client: AiohttpClient) -> Serve:
 @pytest.fixture(autouse=True)
 def warn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what was logged seldom, so that no test depends on another."""
-    monkeypatch.setattr("aiohttp_store.log._last", {})
+    monkeypatch.setattr("aiohttp_store._log._last", {})

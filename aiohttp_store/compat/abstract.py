@@ -12,9 +12,9 @@ from typing import Any, TypedDict, Unpack
 
 from aiohttp import web
 
+from .._log import logger, once, seldom
 from ..cookie import MAX_SIZE
 from ..errors import SessionTooLarge
-from ..log import logger, once, seldom
 from .session import Session, SessionData
 
 __all__ = ["AbstractStorage", "CookieOptions", "SealedCookieStorage", "SimpleCookieStorage"]

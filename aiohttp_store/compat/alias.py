@@ -10,8 +10,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_loader
 from types import ModuleType
 
-from .. import middleware
-from .keeper import show_sessions_of
+from .._lifecycle import middleware
+from .adapter import show_sessions_of
 
 __all__ = ["install_as_aiohttp_session"]
 

@@ -1,5 +1,5 @@
 """The logger, by the name that aiohttp-session has for it."""
 
-from ..log import logger as log
+from .._log import logger as log
 
 __all__ = ["log"]

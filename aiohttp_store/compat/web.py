@@ -8,10 +8,11 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from .. import compat, middleware
+from .. import compat
+from .._lifecycle import middleware
 from ..session import Session as OurSession
 from ..storage import Storage
-from .keeper import adopted, put
+from .adapter import adopted, put
 
 __all__ = ["get_session", "new_session", "session_middleware", "setup"]
 

@@ -17,7 +17,7 @@ ENTRY_POINTS = "aiohttp_store.storages"
 """The entry-point group in which an installed package offers schemes of its own."""
 
 SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
-    "cookie": "aiohttp_store.client_side:no_storage",
+    "cookie": "aiohttp_store._engine.cookie_manager:no_storage",
     "mariadb": "aiohttp_store.storages.mysql:MySQLStorage",
     "memcached": "aiohttp_store.storages.memcached:storage_from_url",
     "memory": "aiohttp_store.storages.memory:MemoryStorage",

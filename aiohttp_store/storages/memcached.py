@@ -14,8 +14,8 @@ import aiomcache
 from aiomcache.exceptions import ClientException
 from aiomcache.pool import Connection, MemcachePool
 
+from .._takeover.legacy import Former, FormerOptions
 from ..errors import ConfigError, SessionTooLarge
-from ..former import Former, FormerOptions
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, new_version
 from ..url import TLSOptions, positive
 

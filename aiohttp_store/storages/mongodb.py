@@ -28,8 +28,8 @@ from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
 from pymongo.monitoring import ConnectionClosedReason
 from pymongo.uri_parser import parse_uri, split_options
 
+from .._takeover.legacy import Former, FormerOptions
 from ..errors import ConfigError, SessionTooLarge
-from ..former import Former, FormerOptions
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import identifier, is_secret, nearest, positive
 

@@ -19,7 +19,7 @@ from pymysql.constants import CLIENT, CR, ER  # type: ignore[import-untyped]
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import Host, TLSOptions, identifier, positive
-from .sweeping import SLICE, Sweeper, rest
+from ._sweeping import SLICE, Sweeper, rest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Sequence

@@ -13,12 +13,12 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
+from .._log import logger, once
+from .._takeover.legacy import Former, FormerOptions
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
-from ..former import Former, FormerOptions
-from ..log import logger, once
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import TLSOptions, positive
-from .redis_connections import Connections, LostError, SentinelConnections
+from ._redis_connections import Connections, LostError, SentinelConnections
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -18,11 +18,11 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, AuthenticationError, ClusterDownError, MovedError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
+from .._log import logger
 from ..errors import ConfigError, StorageUnavailable
-from ..log import logger
 from ..storage import Outcome, Record, Sharded, Storage, Write
+from ._redis_connections import Connections, LostError
 from .redis import SAVE, SAVE_SHA, Options, outcome_of, record_of, script_of, version_for, warn_of_eviction
-from .redis_connections import Connections, LostError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence

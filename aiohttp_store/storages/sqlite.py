@@ -22,7 +22,7 @@ import aiosqlite
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import identifier, positive
-from .sweeping import SLICE, Sweeper, rest
+from ._sweeping import SLICE, Sweeper, rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,9 +14,9 @@ from aiohttp import CookieJar, hdrs, web
 from aiohttp.test_utils import TestClient, make_mocked_request
 from yarl import URL
 
-from ..keeper import BaseKeeper
-from ..manager import Manager
-from ..middleware import _KEEPER, _VISIT, _apps_below, _Visit
+from .._engine.keeper import BaseKeeper
+from .._engine.manager import Manager
+from .._lifecycle.middleware import _KEEPER, _VISIT, _apps_below, _Visit
 from ..session import Duration, Keeper, Session, Stored, seconds
 from ..storage import Saved, Write
 from ..storages.memory import MemoryStorage

@@ -12,7 +12,8 @@ import time
 from aiohttp import web
 
 import aiohttp_store
-from aiohttp_store.storages import mysql, sweeping
+from aiohttp_store.storages import _sweeping as sweeping
+from aiohttp_store.storages import mysql
 
 from .plain import app_with, run
 

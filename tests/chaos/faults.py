@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ..servers import Server
+from ..support.servers import Server
 from .child import Child
 from .visitor import World
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
 from ..conftest import ONE_SERVER, STORAGES
-from ..servers import SERVERS, Server
+from ..support.servers import SERVERS, Server
 from .child import Child
 from .faults import FAULTS, TOO_LATE, Prober, Stage
 from .tally import Tally

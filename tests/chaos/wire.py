@@ -6,8 +6,8 @@ import asyncio
 import sys
 from typing import Any
 
-from ..proxy import Proxy
-from ..servers import free_port
+from ..support.proxy import Proxy
+from ..support.servers import free_port
 from .child import obey
 
 

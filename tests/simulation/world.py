@@ -24,11 +24,11 @@ from aiohttp_store import (
     get_session,
     new_session,
 )
+from aiohttp_store._lifecycle.middleware import _KEEPER
 from aiohttp_store.codec import MOVED, Envelope
 from aiohttp_store.cookie import key_of_id
-from aiohttp_store.middleware import _KEEPER
 
-from ..remote import kept
+from ..support.remote import kept
 from .loop import StandstillError, VirtualLoop
 from .network import Linked, LinkedShards, Server
 from .oracle import NEVER, Attempt, Finding, Oracle, Truth

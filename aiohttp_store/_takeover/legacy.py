@@ -1,0 +1,123 @@
+"""Sessions that aiohttp-session wrote: which cookie names them, where a storage finds them, and how they are read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from ..cookie import Cookie
+from ..errors import ConfigError
+from ..url import nearest
+
+__all__ = ["Former", "FormerOptions", "FormerSession", "HoldsFormer"]
+
+_KNOWN = ("aiohttp_session",)
+_IDS = {
+    "uuid": re.compile(r"[0-9a-f]{32}"),  # uuid4().hex, which aiohttp-session draws
+    "any": re.compile(r"[\x21-\x7e]+"),
+}
+_LONGEST_KEY = 250  # of memcached
+
+
+class FormerSession(NamedTuple):
+    """What a record of aiohttp-session says."""
+
+    created: float | None
+    """Seconds since the epoch of its last write; `None` where it does not say."""
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Former:
+    """How an app kept its sessions before it moved."""
+
+    cookie: Cookie
+    """The attributes that it gave its cookie decide how that can be removed."""
+    ids: re.Pattern[str]
+
+    def id_in(self, cookies: Mapping[str, str]) -> str | None:
+        """Give the id that a request carries, if it has the form of one."""
+        value = cookies.get(self.cookie.name)
+        if value is None or not self.ids.fullmatch(value) or len(self.key(value)) > _LONGEST_KEY:
+            return None
+        return value
+
+    def key(self, session_id: str) -> str:
+        """Give the key of a record, in ASCII."""
+        return f"{self.cookie.name}_{session_id}"
+
+    def read(self, value: Any) -> FormerSession | None:
+        """Read JSON as bytes, or what was JSON; `None` is no session, as the `{}` that a logout leaves."""
+        try:
+            found = json.loads(value.decode()) if isinstance(value, bytes) else value
+        except (ValueError, RecursionError):
+            return None
+        data = found.get("session") if isinstance(found, dict) else None
+        if not isinstance(data, dict):
+            return None
+        created = found.get("created") or None
+        if created is not None and not (isinstance(created, int | float) and 0 < created < math.inf):
+            return None
+        return FormerSession(created, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormerOptions:
+    """Which sessions of another library are taken over; they are in the same server and database."""
+
+    migrate: str | None = None
+    """Whose sessions to take over: `aiohttp_session`."""
+    migrate_cookie: str = "AIOHTTP_SESSION"
+    """The name of their cookie, with which their keys begin."""
+    migrate_path: str = "/"
+    """The path of their cookie."""
+    migrate_domain: str | None = None
+    """The domain of their cookie."""
+    migrate_ids: str = "uuid"
+    """The form of their ids: `uuid`, or `any` where the app had a `key_factory`."""
+
+    def former(self) -> Former | None:
+        """Give what these parameters say, `None` without `migrate`.
+
+        Raises:
+            ConfigError: a value that is not known, or no cookie can have, or one without `migrate`.
+        """
+        if self.migrate is None:
+            others = [one for one in fields(self) if one.name.startswith("migrate_")]
+            given = next((one.name for one in others if getattr(self, one.name) != one.default), None)
+            if given is not None:
+                raise ConfigError(f"{given}= is given, but nothing is to be taken over; add migrate=aiohttp_session")
+            return None
+        for name, known in (("migrate", _KNOWN), ("migrate_ids", tuple(_IDS))):
+            value = getattr(self, name)
+            if value not in known:
+                names = " and ".join(known)
+                raise ConfigError(f"{name}={value!r} is not known{nearest(value, known)}; known: {names}")
+        cookie = Cookie(name=self.migrate_cookie, path=self.migrate_path, domain=self.migrate_domain)
+        return Former(cookie, _IDS[self.migrate_ids])
+
+
+@runtime_checkable
+class HoldsFormer(Protocol):
+    """What a storage may offer whose server holds sessions of another library."""
+
+    former: Former | None
+    """Which they are, `None`: they are not asked for."""
+
+    async def read_former(self, key: str) -> Any:
+        """Give what is stored under this key: JSON as bytes, or what was JSON; `None` where there is nothing.
+
+        Raises:
+            StorageUnavailable: the server did not answer within `timeout`.
+        """
+
+    async def remove_former(self, key: str) -> None:
+        """Remove what is stored under this key; nothing there is no error.
+
+        Raises:
+            StorageUnavailable: the server did not answer within `timeout`.
+        """

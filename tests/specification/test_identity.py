@@ -1,0 +1,508 @@
+"""Which id a visitor has, and that no other works."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
+from aiohttp_store._lifecycle.middleware import _KEEPER
+from aiohttp_store.cookie import key_of_id
+
+from ..conftest import ONE_SERVER, Client, Serve
+from ..support.proxy import Proxy
+from ..support.remote import Left, Remote, kept
+from .test_streams import Failing
+
+SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(2)]
+
+
+async def show(request: web.Request) -> web.Response:
+    return web.json_response(dict(await get_session(request)))
+
+
+async def put(request: web.Request) -> web.Response:
+    session = await get_session(request)
+    session.update(request.query)
+    return web.json_response(dict(session))
+
+
+async def renew(request: web.Request) -> web.Response:
+    session = await get_session(request)
+    session.renew()
+    session.update(request.query)
+    return web.Response()
+
+
+async def logout(request: web.Request) -> web.Response:
+    (await get_session(request)).invalidate()
+    return web.Response()
+
+
+async def restart(request: web.Request) -> web.Response:
+    if "load" in request.query:
+        await get_session(request)
+    session = await new_session(request)
+    if "write" in request.query:
+        session["fresh"] = True
+    return web.Response()
+
+
+class Barrier:
+    """Holds handlers that have loaded their session until the test lets them go."""
+
+    def __init__(self) -> None:
+        self.loaded = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def held(self, request: web.Request) -> web.Response:
+        session = await get_session(request)
+        assert session.identity
+        self.loaded.set()
+        await self.go.wait()
+        if request.query["then"] == "renew":
+            session.renew()
+        elif request.query["then"] == "write":
+            session["held"] = True
+        return web.Response()
+
+
+HANDLERS = (show, put, renew, logout, restart)
+
+
+async def start(serve: Serve, storage: str | Storage, **options: Any) -> tuple[Client, Barrier]:
+    barrier = Barrier()
+    return await serve(*HANDLERS, barrier.held, storage=storage, **options), barrier
+
+
+async def get(client: Client, path: str, cookie: str | None = None) -> tuple[Any, str | None]:
+    """Give the body and the `Set-Cookie` of an answer to a request with just this cookie header."""
+    client.session.cookie_jar.clear()
+    async with client.get(path, headers={} if cookie is None else {"Cookie": cookie}) as response:
+        assert response.status == 200, await response.text()
+        body = await response.json() if response.content_type == "application/json" else None
+        return body, response.headers.get("Set-Cookie")
+
+
+async def begin(client: Client) -> str:
+    _, header = await get(client, "/put?a=1")
+    assert header is not None
+    return header.partition(";")[0]
+
+
+def id_of(cookie: str) -> str:
+    return cookie.partition("=")[2]
+
+
+async def held(client: Client, barrier: Barrier, then: str, cookie: str) -> asyncio.Task[tuple[Any, str | None]]:
+    barrier.loaded.clear()
+    task = asyncio.create_task(get(client, f"/held?then={then}", cookie))
+    await barrier.loaded.wait()
+    return task
+
+
+async def live_ids(client: Client, *cookies: str) -> list[str]:
+    assert client.app is not None
+    keeper: Any = client.app[_KEEPER]
+    while tasks := keeper._tasks:
+        await asyncio.wait(tasks)  # what nobody knows any more is deleted beside the requests
+    ids = [id_of(cookie) for cookie in cookies]
+    records = await get_storage(client.app).load([key_of_id(one) for one in ids])
+    return [one for one, record in zip(ids, records, strict=True) if record is not None]
+
+
+async def test_a_renewal_keeps_the_data_and_kills_the_old_id(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+    _, header = await get(client, "/renew?b=2", old)
+    assert header is not None
+    assert header.partition(";")[0] != old
+    assert await get(client, "/show", header.partition(";")[0]) == ({"a": "1", "b": "2"}, None)
+    assert (await get(client, "/show", old))[0] == {}
+
+
+async def test_requests_in_flight_with_the_old_id_neither_revive_it_nor_set_a_cookie(
+    serve: Serve, storage_url: str
+) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "write", old)
+    _, header = await get(client, "/renew", old)
+    assert header is not None
+    barrier.go.set()
+    assert await late == (None, None)
+    assert await live_ids(client, old) == []
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1"}
+
+
+async def test_of_two_concurrent_renewals_one_id_lives(serve: Serve, storage_url: str) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    _, won = await get(client, "/renew", old)
+    barrier.go.set()
+    _, lost = await late
+    assert won is not None
+    assert lost is None
+    assert await live_ids(client, old, won.partition(";")[0]) == [id_of(won.partition(";")[0])]
+
+
+async def test_renewals_at_the_same_moment_leave_one_id(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+
+    async def one() -> str | None:
+        async with client.get("/renew", headers={"Cookie": old}) as response:
+            assert response.status == 200
+            return response.headers.get("Set-Cookie")
+
+    client.session.cookie_jar.clear()
+    headers = [header for header in await asyncio.gather(*(one() for _ in range(8))) if header]
+    assert len(headers) == 1
+    assert await get(client, "/show", headers[0].partition(";")[0]) == ({"a": "1"}, None)
+
+
+async def test_a_logout_during_a_renewal_wins(serve: Serve, storage_url: str) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    await get(client, "/logout", old)
+    barrier.go.set()
+    assert await late == (None, None)
+    assert await live_ids(client, old) == []
+
+
+@pytest.mark.parametrize("then", ["/logout", "/renew", "/put?b=2"])
+async def test_a_renewal_that_meets_another_request_leaves_no_record_behind(then: str, serve: Serve) -> None:
+    storage = Remote()
+    client, barrier = await start(serve, storage)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    await get(client, then, old)
+    barrier.go.set()
+    await late
+    await client.close()
+    assert len(kept(storage)) == (0 if then == "/logout" else 1)
+
+
+async def test_a_gone_session_sends_no_cookie_though_its_signature_is_old(serve: Serve) -> None:
+    storage = Remote()
+    before, _ = await start(serve, storage, secret=SECRETS[1])
+    old = await begin(before)
+    client, barrier = await start(serve, storage, secret=SECRETS)
+    late = await held(client, barrier, "write", old)
+    await get(client, "/logout", old)
+    barrier.go.set()
+    assert await late == (None, None)
+
+
+async def test_a_write_during_a_renewal_moves_with_it(serve: Serve, storage_url: str) -> None:
+    client, barrier = await start(serve, storage_url)
+    old = await begin(client)
+    late = await held(client, barrier, "renew", old)
+    await get(client, "/put?b=2", old)
+    barrier.go.set()
+    _, header = await late
+    assert header is not None
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1", "b": "2"}
+    assert await live_ids(client, old) == []
+
+
+@pytest.mark.parametrize("storage_name", ONE_SERVER)
+async def test_a_renewal_whose_answer_was_lost_loses_nobody(
+    storage_name: str, make_url: Callable[..., str], serve: Serve
+) -> None:
+    async with Proxy(make_url()) as proxy:
+
+        async def renew_and_lose(request: web.Request) -> web.Response:
+            session = await get_session(request)
+            session.renew()
+            proxy.lose_answers = 1
+            return web.Response()
+
+        client = await serve(show, put, renew_and_lose, storage=proxy.url)
+        old = await begin(client)
+        key = key_of_id(id_of(old)).encode()
+        proxy.matching = key.hex().encode() if storage_name == "mysql" else key
+        _, header = await get(client, "/renew_and_lose", old)
+        assert proxy.lose_answers == 0
+        assert header is not None
+        assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1"}
+        assert (await get(client, "/show", old))[0] == {}
+        assert await live_ids(client, old) == []
+        await client.close()
+
+
+@pytest.mark.parametrize("failing", ["write", "renew"])
+async def test_who_is_late_for_a_renewal_finds_the_session_gone(
+    failing: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Keeping(Remote):
+        async def delete(self, keys: Any) -> None:
+            raise StorageUnavailable("down")
+
+    storage = Keeping()
+    client, barrier = await start(serve, storage)
+    old = await begin(client)
+    late = await held(client, barrier, failing, old)
+    _, header = await get(client, "/renew", old)
+    assert header is not None
+    barrier.go.set()
+    assert await late == (None, None)
+    assert await get(client, "/show", old) == ({}, None)
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1"}
+    assert not caplog.records  # nothing is damaged, and it is of no other version
+
+
+@pytest.mark.parametrize("load", ["", "&load=1"])
+@pytest.mark.parametrize("write", ["", "&write=1"])
+async def test_a_new_session_destroys_the_old_record(load: str, write: str, serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+    _, header = await get(client, f"/restart?x=1{load}{write}", old)
+    assert header is not None
+    assert await live_ids(client, old) == []
+    if write:
+        assert (await get(client, "/show", header.partition(";")[0]))[0] == {"fresh": True}
+    else:
+        assert "Max-Age=0" in header
+
+
+async def test_a_new_session_that_nobody_had_and_nobody_fills_says_nothing(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    assert await get(client, "/restart") == (None, None)
+
+
+async def test_an_id_that_nobody_issued_is_never_adopted(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    planted = "session=" + secrets.token_urlsafe(32)
+    _, header = await get(client, "/put?a=1", planted)
+    assert header is not None
+    assert not header.startswith(planted)
+    assert await live_ids(client, planted) == []
+    assert (await get(client, "/show", planted))[0] == {}
+
+
+async def test_an_id_that_ended_is_never_adopted(serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    old = await begin(client)
+    await get(client, "/logout", old)
+    _, header = await get(client, "/put?b=2", old)
+    assert header is not None
+    assert not header.startswith(old)
+    assert await live_ids(client, old) == []
+
+
+@pytest.mark.parametrize("secret", [None, SECRETS], ids=["plain", "signed"])
+async def test_of_two_cookies_the_genuine_one_is_used_in_either_order(
+    secret: list[str] | None, serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url, secret=secret)
+    mine = await begin(client)
+    for other in (
+        "session=" + secrets.token_urlsafe(32),
+        "session=" + secrets.token_urlsafe(32) + "." + secrets.token_urlsafe(32),
+        "session=junk",
+        'session=""',
+    ):
+        for cookies in (f"{mine}; {other}", f"{other}; {mine}", f"{other}; x=y; {mine}; {other}"):
+            assert await get(client, "/show", cookies) == ({"a": "1"}, None)
+    ended = await begin(client)
+    await get(client, "/logout", ended)
+    assert await get(client, "/show", f"{ended}; {mine}") == ({"a": "1"}, None)
+
+
+async def test_two_live_sessions_in_one_request_are_nobodys(
+    serve: Serve, storage_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, _ = await start(serve, storage_url)
+    mine, tossed = await begin(client), await begin(client)
+    assert await get(client, "/show", f"{tossed}; {mine}") == ({}, None)
+    assert "2 live sessions in cookies 'session'" in caplog.text
+    assert "__Host-" in caplog.text
+
+
+async def test_an_id_in_the_address_is_ignored(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    mine = await begin(client)
+    assert (await get(client, f"/show?session={id_of(mine)}&sid={id_of(mine)}&{mine}"))[0] == {}
+
+
+async def test_a_bad_signature_costs_no_access_to_the_storage(serve: Serve) -> None:
+    storage = Failing()
+    client, _ = await start(serve, storage, secret=SECRETS[0])
+    storage.down = "load"
+    forged = f"session={secrets.token_urlsafe(32)}.{secrets.token_urlsafe(32)}"
+    for cookie in (forged, "session=" + secrets.token_urlsafe(32), "session=x", "; ".join([forged] * 9)):
+        assert (await get(client, "/show", cookie))[0] == {}
+
+
+async def test_a_secret_can_be_rotated_and_old_cookies_are_sent_again(serve: Serve, storage_url: str) -> None:
+    if storage_url.startswith("memory"):
+        from aiohttp_store.storages.memory import MemoryStorage
+
+        storage: Any = MemoryStorage()
+    else:
+        storage = storage_url
+    before, _ = await start(serve, storage, secret=SECRETS[1])
+    old = await begin(before)
+    after, _ = await start(serve, storage, secret=SECRETS)
+    body, header = await get(after, "/show", old)
+    assert body == {"a": "1"}
+    assert header is not None
+    fresh = header.partition(";")[0]
+    assert id_of(fresh).partition(".")[0] == id_of(old).partition(".")[0]
+    assert await get(after, "/show", fresh) == ({"a": "1"}, None)
+    assert (await get(before, "/show", fresh))[0] == {}
+
+
+async def test_an_unsigned_cookie_is_refused_once_a_secret_is_set(serve: Serve) -> None:
+    from aiohttp_store.storages.memory import MemoryStorage
+
+    storage = MemoryStorage()
+    before, _ = await start(serve, storage)
+    old = await begin(before)
+    after, _ = await start(serve, storage, secret=SECRETS)
+    assert (await get(after, "/show", old))[0] == {}
+
+
+async def test_ids_are_never_drawn_twice_and_a_collision_takes_nothing_over(
+    serve: Serve, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = await start(serve, storage_url)
+    mine = await begin(client)
+    draws = [id_of(mine), id_of(mine), secrets.token_urlsafe(32)]
+    monkeypatch.setattr("aiohttp_store._engine.manager.secrets.token_urlsafe", lambda _: draws.pop(0))
+    _, header = await get(client, "/put?b=2")
+    assert header is not None
+    assert draws == []
+    assert not header.startswith(mine)
+    assert (await get(client, "/show", mine))[0] == {"a": "1"}
+
+
+async def test_logouts_and_visits_without_a_session_store_nothing(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    for cookie in (None, "session=junk", "session=" + secrets.token_urlsafe(32)):
+        for path in ("/show", "/logout", "/renew"):
+            await get(client, path, cookie)
+    assert client.app is not None
+    storage: Any = get_storage(client.app)
+    assert len(kept(storage)) == 0
+
+
+class Paused(Remote):
+    """Memory whose saves wait until the test lets them go, while `pausing` is set."""
+
+    pausing = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saving, self.go = asyncio.Event(), asyncio.Event()
+
+    async def save(self, writes: Any) -> Any:
+        if self.pausing:
+            self.pausing = False
+            self.saving.set()
+            await self.go.wait()
+        return await super().save(writes)
+
+
+async def while_saving(serve: Serve, then: Any, *, first: bool = False) -> tuple[Client, Paused, str, str | None]:
+    """Do `then` to a session while another task of its request saves it; give the old cookie and the new header."""
+    storage = Paused()
+
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["hit"] = 1
+        storage.pausing = True
+        saving = asyncio.create_task(session.save())
+        await storage.saving.wait()
+        result = then(request, session)
+        if asyncio.iscoroutine(result):
+            await result
+        storage.go.set()
+        await asyncio.gather(saving, return_exceptions=True)
+        return web.Response()
+
+    client = await serve(*HANDLERS, handler, storage=storage)
+    old = "session=none" if first else await begin(client)
+    _, header = await get(client, "/handler", old)
+    return client, storage, old, header
+
+
+async def test_a_renewal_during_a_save_is_still_done(serve: Serve) -> None:
+    client, _, old, header = await while_saving(serve, lambda _, session: session.renew(login=True))
+    assert header is not None
+    assert not header.startswith(old)
+    assert await live_ids(client, old) == []
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"a": "1", "hit": 1}
+
+
+async def test_an_invalidation_during_a_save_ends_the_session(serve: Serve) -> None:
+    _, storage, _, header = await while_saving(serve, lambda _, session: session.invalidate())
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert len(kept(storage)) == 0
+
+
+async def test_what_is_written_after_an_invalidation_during_a_save_is_a_new_session(serve: Serve) -> None:
+    def then(_: object, session: Any) -> None:
+        session.invalidate()
+        session["next"] = True
+
+    client, storage, _, header = await while_saving(serve, then)
+    assert header is not None
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"next": True}
+    assert len(kept(storage)) == 1
+
+
+async def test_an_invalidation_during_the_first_save_leaves_no_record(serve: Serve) -> None:
+    _, storage, _, header = await while_saving(serve, lambda _, session: session.invalidate(), first=True)
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert len(kept(storage)) == 0
+
+
+async def test_a_new_session_during_a_save_ends_the_old_one(serve: Serve) -> None:
+    async def then(request: web.Request, _: object) -> None:
+        (await new_session(request))["fresh"] = True
+
+    client, storage, old, header = await while_saving(serve, then)
+    assert header is not None
+    assert (await get(client, "/show", header.partition(";")[0]))[0] == {"fresh": True}
+    assert await live_ids(client, old) == []
+    assert len(kept(storage)) == 1
+
+
+async def test_a_new_session_also_ends_one_that_was_tossed(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    mine, tossed = await begin(client), await begin(client)
+    _, header = await get(client, "/restart?load=1&write=1", f"{tossed}; {mine}")
+    assert header is not None
+    assert await live_ids(client, mine, tossed) == []
+    assert (await get(client, "/show", f"{tossed}; {header.partition(';')[0]}"))[0] == {"fresh": True}
+
+
+async def test_an_id_under_one_cookies_name_is_none_under_another(serve: Serve) -> None:
+    storage = Remote()
+    shop, _ = await start(serve, storage, cookie=Cookie(name="shop"))
+    admin, _ = await start(serve, storage, cookie=Cookie(name="admin"))
+    mine = await begin(shop)
+    assert (await get(shop, "/show", mine))[0] == {"a": "1"}
+    assert (await get(admin, "/show", mine.replace("shop=", "admin=")))[0] == {}
+
+
+async def test_a_client_that_leaves_while_its_old_session_is_destroyed_gets_its_new_one_stored(serve: Serve) -> None:
+    storage = Left()
+    storage.verb = "delete"
+    client, _ = await start(serve, storage)
+    old = await begin(client)
+    await storage.leave(client, asyncio.create_task(get(client, "/restart?write=1", old)))
+    await client.close()
+    (record,) = kept(storage).values()
+    assert record.data.endswith(b'{"fresh":true}')
