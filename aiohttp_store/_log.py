@@ -6,11 +6,11 @@ import logging
 import time
 from typing import Any, Protocol
 
-__all__ = ["logger", "once", "seldom"]
+__all__ = ["log_once", "log_throttled", "logger"]
 
 logger = logging.getLogger("aiohttp_store")
 
-SELDOM = 60.0
+THROTTLE = 60.0
 """Seconds between two log lines of one kind."""
 
 _last: dict[str, float] = {}
@@ -20,16 +20,16 @@ class _Log(Protocol):
     def __call__(self, message: str, /, *args: Any) -> None: ...
 
 
-def once(log: _Log, message: str, *args: object) -> None:
+def log_once(log: _Log, message: str, *args: object) -> None:
     """Log this kind of message, told by its unformatted text, the first time."""
     if message not in _last:
         _last[message] = float("inf")
         log(message, *args)
 
 
-def seldom(log: _Log, message: str, *args: object) -> None:
+def log_throttled(log: _Log, message: str, *args: object) -> None:
     """Log this kind of message, told by its unformatted text, at most once a minute."""
     now = time.monotonic()
-    if now - _last.get(message, float("-inf")) >= SELDOM:
+    if now - _last.get(message, float("-inf")) >= THROTTLE:
         _last[message] = now
         log(message, *args)

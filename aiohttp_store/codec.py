@@ -13,12 +13,12 @@ try:
 except ModuleNotFoundError:  # the extra "speedups"
     orjson = None  # type: ignore[assignment]
 
-__all__ = ["MOVED", "Codec", "Envelope", "JSONCodec", "MovedError", "UndecodableError", "UnknownFormatError"]
+__all__ = ["TOMBSTONE", "Codec", "Envelope", "JSONCodec", "TombstoneError", "UndecodableError", "UnknownFormatError"]
 
 MAX_DEPTH = 254
 """How deep values may nest: what both JSON libraries can write and read again."""
 
-MOVED = b"\x00"
+TOMBSTONE = b"\x00"
 """What a renewal leaves under the old id for a moment: a format without a session."""
 
 _FORMAT = 1
@@ -35,7 +35,7 @@ class UnknownFormatError(ValueError):
     """These bytes are of a format that another version of this package writes."""
 
 
-class MovedError(UnknownFormatError):
+class TombstoneError(UnknownFormatError):
     """The session has another id since."""
 
 
@@ -113,8 +113,8 @@ class Envelope(NamedTuple):
             number = data[0] if data else _FORMAT
             if number == _FORMAT:
                 raise UndecodableError(f"the record is cut off after {len(data)} bytes") from None
-        if data == MOVED:
-            raise MovedError("the session has been renewed")
+        if data == TOMBSTONE:
+            raise TombstoneError("the session has been renewed")
         if number != _FORMAT:
             raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
         return cls(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER_SIZE:])

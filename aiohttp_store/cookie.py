@@ -20,7 +20,7 @@ __all__ = [
     "Cookie",
     "CookieFinder",
     "CookieReader",
-    "Presented",
+    "PresentedId",
     "Secret",
     "add_vary",
     "checked_secrets",
@@ -163,7 +163,7 @@ class Cookie:
         return "; ".join(parts)
 
 
-class Presented(NamedTuple):
+class PresentedId(NamedTuple):
     """An id that a browser sent, in the right form and with a right signature."""
 
     id: str
@@ -203,14 +203,14 @@ class CookieReader(CookieFinder):
         super().__init__(name, rf"({_ID})\.({_ID})" if self._keys else rf"({_ID})()")
         self._find_again = lru_cache(MAX_REMEMBERED)(self._find)
 
-    def read(self, headers: CIMultiDictProxy[str]) -> Sequence[Presented]:
+    def read(self, headers: CIMultiDictProxy[str]) -> Sequence[PresentedId]:
         """Give the ids, each once, in the header's order; forged and malformed values are left out."""
         cookies = headers.getall(hdrs.COOKIE, ())
         if len(cookies) == 1 and len(cookies[0]) <= MAX_REMEMBERED_SIZE:
             return self._find_again(cookies[0])
         return self._find(*cookies)
 
-    def _find(self, *headers: str) -> tuple[Presented, ...]:
+    def _find(self, *headers: str) -> tuple[PresentedId, ...]:
         found = (self._open(*pair) for pair in self.found_in(headers))
         return tuple({one.id: one for one in found if one is not None}.values())
 
@@ -218,12 +218,12 @@ class CookieReader(CookieFinder):
         """Give the cookie's value for an id: itself, or with its signature where a secret is set."""
         return f"{session_id}.{self._sign(self._keys[0], session_id)}" if self._keys else session_id
 
-    def _open(self, session_id: str, signature: str) -> Presented | None:
+    def _open(self, session_id: str, signature: str) -> PresentedId | None:
         if not self._keys:
-            return Presented(session_id, key_of_id(session_id, self.name), stale=False)
+            return PresentedId(session_id, key_of_id(session_id, self.name), stale=False)
         for age, key in enumerate(self._keys):
             if hmac.compare_digest(self._sign(key, session_id), signature):
-                return Presented(session_id, key_of_id(session_id, self.name), stale=age > 0)
+                return PresentedId(session_id, key_of_id(session_id, self.name), stale=age > 0)
         return None
 
     def _sign(self, key: bytes, session_id: str) -> str:

@@ -12,7 +12,7 @@ from .codec import Envelope
 from .cookie import Cookie
 from .errors import ConfigError, SessionGone
 
-__all__ = ["Data", "Duration", "Keeper", "Session", "Stored", "seconds"]
+__all__ = ["Data", "Duration", "Session", "SessionManager", "Snapshot", "seconds"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ Duration = float | timedelta
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-class Keeper(Protocol):
+class SessionManager(Protocol):
     """Loads sessions for requests and saves them with responses: the seam below the middleware."""
 
     clock: Callable[[], float]
@@ -68,7 +68,7 @@ class Keeper(Protocol):
         """Store what `change` makes of the newest data."""
 
 
-class Stored(NamedTuple):
+class Snapshot(NamedTuple):
     """What the storage holds for a session, as far as this process knows."""
 
     id: str
@@ -101,17 +101,17 @@ class Session(MutableMapping[str, Any], Generic[Data]):
     _ended = False
     _cookie_stale = False
     _doomed: tuple[str, ...] = ()
-    _former_request: Any = None  # whose old cookie must not bring back what ends here; see migrating.py
+    _legacy_request: Any = None  # whose old cookie must not bring back what ends here; see migrating.py
     _left_alone = False  # an old session that cannot be taken over now, but may be when the app is set up otherwise
 
-    def __init__(self, keeper: Keeper, data: dict[str, Any], stored: Stored | None = None) -> None:
-        self._keeper = keeper
+    def __init__(self, manager: SessionManager, data: dict[str, Any], stored: Snapshot | None = None) -> None:
+        self._manager = manager
         self._data = data
-        self._stored = stored
+        self._snapshot = stored
         if stored is None:
             self._new = True
             self._cookie_id: str | None = None
-            self._created = keeper.clock()
+            self._created = manager.clock()
             self._idle_timeout: float | None = None
         else:
             self._new = False
@@ -133,7 +133,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
 
         Under `cookie://` it is no key to anything, but names the session as it does elsewhere.
         """
-        return None if self._stored is None or self._gone else self._stored.id
+        return None if self._snapshot is None or self._gone else self._snapshot.id
 
     @property
     def new(self) -> bool:
@@ -180,16 +180,16 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """
         self._refuse_as_in_cookie()
         self._quiet_until = 0.0
-        if self._stored is not None:
-            self._doomed += (self._stored.key,)
+        if self._snapshot is not None:
+            self._doomed += (self._snapshot.key,)
         self._data = {}
-        self._stored = None
+        self._snapshot = None
         self._idle_timeout = None
         self._new = self._ended = True
         self._gone = self._forced = False
         self._renewals = 0
         self._life += 1
-        self._created = self._keeper.clock()
+        self._created = self._manager.clock()
 
     def renew(self, *, login: bool = False) -> None:
         """Give the session a new id and keep its data; the old id is dead once the response is saved.
@@ -205,7 +205,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         self._quiet_until = 0.0
         self._renewals += 1
         if login:
-            self._created = self._keeper.clock()
+            self._created = self._manager.clock()
 
     def changed(self) -> None:
         """Save the session even if its data looks the same; changes of nested values are seen without it.
@@ -229,10 +229,10 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             TypeError: the data holds a value that JSON cannot hold.
         """
         self._refuse_as_in_cookie()
-        if self._sealed and self._stored is None and self._data:
+        if self._sealed and self._snapshot is None and self._data:
             self._refuse("a new session needs a cookie")
         self._quiet_until = 0.0
-        await self._keeper.commit(self)
+        await self._manager.commit(self)
         self._tell_if_gone()
 
     async def reload(self) -> None:
@@ -243,7 +243,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             StorageUnavailable: the storage did not answer in time.
         """
         self._quiet_until = 0.0
-        await self._keeper.reload(self)
+        await self._manager.reload(self)
         self._tell_if_gone()
 
     async def apply(self, change: Callable[[Session[Data]], T]) -> T:
@@ -263,7 +263,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """
         self._refuse_as_in_cookie()
         self._quiet_until = 0.0
-        result = await self._keeper.apply(self, change)
+        result = await self._manager.apply(self, change)
         self._tell_if_gone()
         return result
 
@@ -290,7 +290,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
     def __setitem__(self, key: str, value: Any) -> None:
         if self._sealed:
             self._refuse_as_in_cookie()
-            if self._stored is None and not self._gone:
+            if self._snapshot is None and not self._gone:
                 self._refuse("a new session needs a cookie")
         self._data[key] = value
         self._touched = True

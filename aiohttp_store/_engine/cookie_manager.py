@@ -16,16 +16,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from .._log import logger, once, seldom
+from .._log import log_once, log_throttled, logger
 from ..codec import Codec, Envelope, UndecodableError, UnknownFormatError
 from ..cookie import MAX_SIZE, Cookie, CookieFinder, Secret, checked_secrets
 from ..errors import ConfigError, SessionTooLarge
-from ..session import Duration, Session, Stored
+from ..session import Duration, Session, Snapshot
 from ..url import StorageURL
-from .keeper import IDLE_TIMEOUT, BaseKeeper
+from .base import IDLE_TIMEOUT, BaseManager
 from .manager import OnConflict
 
-__all__ = ["ClientSide", "Seal", "no_storage"]
+__all__ = ["CookieSessionManager", "Seal", "no_storage"]
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class Seal:
         return AESGCM(HKDFExpand(SHA256(), _KEY, salt).derive(root))
 
 
-class ClientSide(BaseKeeper):
+class CookieSessionManager(BaseManager):
     """Keeps sessions in their cookies.
 
     Nothing is known of a session but what the request carries, so none can be ended elsewhere than in its browser, and
@@ -141,7 +141,7 @@ class ClientSide(BaseKeeper):
     async def new(self, request: web.BaseRequest, old: Session | None) -> Session:
         """Give an empty session, which takes the place of the request's old one in the browser."""
         session = self._new_session()
-        session._doomed = tuple(one._stored.key for one in self._carried_by(request) if one._stored is not None)
+        session._doomed = tuple(one._snapshot.key for one in self._carried_by(request) if one._snapshot is not None)
         session._ended = True
         if old is not None:
             old.invalidate()
@@ -162,12 +162,12 @@ class ClientSide(BaseKeeper):
             session_id, envelope = _unpack(content)
             data = self._decoded(envelope.payload)
         except (UndecodableError, UnknownFormatError) as error:
-            seldom(logger.warning, "a session in a cookie cannot be read, and is taken for none: %s", error)
+            log_throttled(logger.warning, "a session in a cookie cannot be read, and is taken for none: %s", error)
             return self._new_session()
         now = self.clock()
         if now >= self._ends(envelope):
             return self._new_session()
-        session = self._session(data, Stored(session_id, session_id, value.encode(), envelope))
+        session = self._session(data, Snapshot(session_id, session_id, value.encode(), envelope))
         if is_stale:
             session._cookie_stale = True
         elif now >= envelope.written:  # a clock that was set back makes it due
@@ -177,7 +177,7 @@ class ClientSide(BaseKeeper):
     def _new_session(self) -> Session:
         return self._session({})
 
-    def _session(self, data: dict[str, Any], stored: Stored | None = None) -> Session:
+    def _session(self, data: dict[str, Any], stored: Snapshot | None = None) -> Session:
         session = Session(self, data, stored)
         session._in_cookie = True
         return session
@@ -224,7 +224,7 @@ class ClientSide(BaseKeeper):
 
     async def reload(self, session: Session) -> None:
         """Go back to what the request carried, or was sealed since."""
-        stored = session._stored
+        stored = session._snapshot
         if session._gone or stored is None:
             session._data = {}
         elif self.clock() >= self._ends(stored.envelope):
@@ -239,7 +239,7 @@ class ClientSide(BaseKeeper):
         for key in session._doomed:
             logger.info("session %s ended in its browser", key[:8])
         session._doomed = ()
-        stored, draft = session._stored, self._draft(session)
+        stored, draft = session._snapshot, self._draft(session)
         if draft is None and session._cookie_stale and stored is not None and not session._gone:
             draft = stored.envelope.payload
         if draft is None:
@@ -250,21 +250,21 @@ class ClientSide(BaseKeeper):
             return
         if draft:
             try:
-                session._stored = self._sealed(session, stored, draft)
+                session._snapshot = self._sealed(session, stored, draft)
             except SessionTooLarge as error:
                 if stored is None or draft != stored.envelope.payload or session._renewals or session._forced:
                     raise
                 # It was only read; what compressed better when it was sealed stays as it is until its time is over.
-                seldom(logger.warning, "a session is not prolonged: %s", error)
+                log_throttled(logger.warning, "a session is not prolonged: %s", error)
                 return
         elif stored is not None:
-            session._stored = None
+            session._snapshot = None
             logger.info("session %s ended in its browser, as it was emptied", stored.id[:8])
         session._forced = session._cookie_stale = False
         session._renewals = 0
         session._written = True
 
-    def _sealed(self, session: Session, stored: Stored | None, draft: bytes) -> Stored:
+    def _sealed(self, session: Session, stored: Snapshot | None, draft: bytes) -> Snapshot:
         if stored is None or session._renewals:
             session_id, envelope = _as_text(os.urandom(_ID)), self._first_envelope(session, draft)
         else:
@@ -278,9 +278,9 @@ class ClientSide(BaseKeeper):
             logger.info("session %s created", session_id[:8])
         elif stored.id != session_id:
             logger.info("session %s renewed as %s", stored.id[:8], session_id[:8])
-        return Stored(session_id, session_id, value.encode(), envelope)
+        return Snapshot(session_id, session_id, value.encode(), envelope)
 
-    def _value_to_send(self, session: Session, stored: Stored) -> str | None:
+    def _value_to_send(self, session: Session, stored: Snapshot) -> str | None:
         return stored.version.decode() if session._written else None
 
 
@@ -333,7 +333,7 @@ def _as_bytes(text: str) -> bytes:
 
 
 def _warn(*, is_compressing: bool) -> None:
-    once(
+    log_once(
         logger.warning,
         "cookie:// keeps no session on a server: a logout clears the cookie in one browser, and a copy of it works "
         "until its idle timeout, or as long as it is used where no lifetime= is set; and of two requests at the same "
@@ -341,7 +341,7 @@ def _warn(*, is_compressing: bool) -> None:
         "matters",
     )
     if is_compressing:
-        once(
+        log_once(
             logger.warning,
             "cookie://?compress=true: the cookie's length tells how well the session compresses, so who watches it and "
             "can put text into the session can guess a secret in it; leave it out where a session holds both",

@@ -8,22 +8,22 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
-__all__ = ["Turns"]
+__all__ = ["WriterLock"]
 
 Written = TypeVar("Written")
 
 
 class _Queue(deque[asyncio.Future[None]], Generic[Written]):
-    left: Written | None = None
+    latest: Written | None = None
 
 
-class Turns(Generic[Written]):
+class WriterLock(Generic[Written]):
     """A queue for each name, which exists as long as somebody has the turn; each leaves what it wrote to the next."""
 
     def __init__(self) -> None:
         self._waiting: dict[Hashable, _Queue[Written] | None] = {}  # None: somebody's turn, nobody waits
 
-    def take_now(self, *names: Hashable) -> bool:
+    def try_acquire(self, *names: Hashable) -> bool:
         """Take the turns if all of them are free."""
         for name in names:
             if name in self._waiting:
@@ -32,7 +32,7 @@ class Turns(Generic[Written]):
             self._waiting[name] = None
         return True
 
-    def give(self, *names: Hashable) -> None:
+    def release(self, *names: Hashable) -> None:
         """Give the turns to those who have waited longest."""
         for name in names:
             queue = self._waiting[name]
@@ -44,20 +44,20 @@ class Turns(Generic[Written]):
             else:
                 del self._waiting[name]
 
-    def leave(self, name: Hashable, written: Written) -> None:
+    def publish(self, name: Hashable, written: Written) -> None:
         """Leave to the others what was written in this turn."""
         if (queue := self._waiting.get(name)) is not None:
-            queue.left = written
+            queue.latest = written
 
-    def left(self, name: Hashable) -> Written | None:
+    def latest(self, name: Hashable) -> Written | None:
         """Give what was written last by those of this queue who had their turns."""
         queue = self._waiting.get(name)
-        return None if queue is None else queue.left
+        return None if queue is None else queue.latest
 
     @asynccontextmanager
-    async def of(self, name: Hashable) -> AsyncIterator[None]:
+    async def hold(self, name: Hashable) -> AsyncIterator[None]:
         """Have the turn for the block, after those who came before."""
-        if not self.take_now(name):
+        if not self.try_acquire(name):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if (queue := self._waiting[name]) is None:
                 queue = self._waiting[name] = _Queue()
@@ -66,9 +66,9 @@ class Turns(Generic[Written]):
                 await future
             except asyncio.CancelledError:
                 if not future.cancelled():  # it had the turn already
-                    self.give(name)
+                    self.release(name)
                 raise
         try:
             yield
         finally:
-            self.give(name)
+            self.release(name)

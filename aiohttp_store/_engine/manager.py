@@ -11,18 +11,18 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from aiohttp import web
 
-from .._log import logger, seldom
-from ..codec import MOVED, Codec, Envelope, MovedError, UndecodableError, UnknownFormatError
-from ..cookie import Cookie, CookieReader, Presented, Secret, key_of_id
+from .._log import log_throttled, logger
+from ..codec import TOMBSTONE, Codec, Envelope, TombstoneError, UndecodableError, UnknownFormatError
+from ..cookie import Cookie, CookieReader, PresentedId, Secret, key_of_id
 from ..errors import ConfigError, SessionConflict, SessionTooLarge, StorageUnavailable
-from ..session import Duration, Session, Stored
+from ..session import Duration, Session, Snapshot
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, timed_out
+from .base import IDLE_TIMEOUT, BaseManager
 from .batching import Batcher, ShardedBatcher
-from .keeper import IDLE_TIMEOUT, BaseKeeper
-from .locks import Turns
+from .locks import WriterLock
 from .merge import merge
 
-__all__ = ["Manager", "OnConflict", "Options"]
+__all__ = ["OnConflict", "Options", "StorageSessionManager"]
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Options(TypedDict, total=False):
     """Anything with `dumps` and `loads`; JSON by default."""
 
 
-class Manager(BaseKeeper):
+class StorageSessionManager(BaseManager):
     """Keeps sessions in a storage, and only their ids in cookies."""
 
     _reader: CookieReader
@@ -85,7 +85,7 @@ class Manager(BaseKeeper):
             if isinstance(storage, Sharded)
             else Batcher(storage, self._read, self._left)
         )
-        self._turns: Turns[Stored] = Turns()
+        self._locks: WriterLock[Snapshot] = WriterLock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -127,7 +127,7 @@ class Manager(BaseKeeper):
             return self._batcher.load(presented[0].key, presented[0])
         return self._load_one_of(presented)
 
-    async def _load_one_of(self, presented: Sequence[Presented]) -> Session:
+    async def _load_one_of(self, presented: Sequence[PresentedId]) -> Session:
         """Give the session of the one cookie whose session lives."""
         if presented and not self._is_open:  # the bare middleware opens its storage at the first use
             async with self._within_budget():
@@ -147,7 +147,7 @@ class Manager(BaseKeeper):
         session._ended = True
         return session
 
-    def _read(self, presented: Presented, record: Record | None) -> Session:
+    def _read(self, presented: PresentedId, record: Record | None) -> Session:
         """Make the session of a record; a new one, if there is none that can be read and whose time is not over."""
         if record is None:
             return Session(self, {})
@@ -155,19 +155,19 @@ class Manager(BaseKeeper):
         version, encoded = record
         try:
             envelope, data = self._decode(encoded)
-        except MovedError:
+        except TombstoneError:
             return Session(self, {})
         except UnknownFormatError as error:
-            seldom(logger.warning, "session %s is left alone: %s", key[:8], error)
+            log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error)
             return Session(self, {})
         except UndecodableError as error:
-            seldom(logger.warning, "session %s is removed: %s", key[:8], error)
+            log_throttled(logger.warning, "session %s is removed: %s", key[:8], error)
             self._spawn(self._remove_damaged(key, version))
             return Session(self, {})
         now = self.clock()
         if now >= self._ends(envelope):
             return Session(self, {})
-        session = Session(self, data, Stored(session_id, key, version, envelope))
+        session = Session(self, data, Snapshot(session_id, key, version, envelope))
         if is_stale:
             session._cookie_stale = True
         elif now >= envelope.written:  # a clock that was set back makes it due
@@ -192,16 +192,16 @@ class Manager(BaseKeeper):
         if session._doomed or session._renewals:
             await self._protected(self._commit(session))
         elif (draft := self._draft(session)) is not None:
-            stored = session._stored
+            stored = session._snapshot
             turns = (id(session),) if stored is None else (id(session), stored.key)
-            if self._is_open and self._turns.take_now(*turns):
+            if self._is_open and self._locks.try_acquire(*turns):
                 # As most requests end: by one write that nobody competes with. It is carried out even if the request
                 # is cancelled, and needs no task for that.
                 ends = asyncio.get_running_loop().time() + self.storage.timeout
                 try:
                     record = await self._attempt(session, draft, session)
                 finally:
-                    self._turns.give(*turns)
+                    self._locks.release(*turns)
                 if record is not None:
                     await self._protected(self._commit(session, record, ends))
             else:
@@ -211,7 +211,7 @@ class Manager(BaseKeeper):
 
     def _left(self, session: Session, outcome: Outcome | Exception) -> None:
         """Finish what a cancelled request has begun."""
-        if isinstance(outcome, Conflict) and session._stored is not None:
+        if isinstance(outcome, Conflict) and session._snapshot is not None:
             self._spawn(self._commit(session, outcome.record)).add_done_callback(_log_failure)
         elif isinstance(outcome, Exception):
             logger.warning(_UNSAVED, outcome)
@@ -232,22 +232,22 @@ class Manager(BaseKeeper):
 
     async def reload(self, session: Session) -> None:
         """Read the record again and drop what was not saved."""
-        async with self._within_budget(), self._turns.of(id(session)):
-            stored = session._stored
+        async with self._within_budget(), self._locks.hold(id(session)):
+            stored = session._snapshot
             if session._gone or stored is None:
                 session._data = {}
             elif (read := await self._read_again(session, stored)) is not None:
-                session._data, session._stored = read._data, read._stored
+                session._data, session._snapshot = read._data, read._snapshot
                 session._created, session._idle_timeout = read._created, read._idle_timeout
                 session._renewals, session._forced = 0, False
 
-    async def _read_again(self, session: Session, stored: Stored) -> Session | None:
+    async def _read_again(self, session: Session, stored: Snapshot) -> Session | None:
         """Give what is stored now; `None` if that has ended, of which the session is told, or if the session has."""
         life = session._life
-        read = await self._batcher.load(stored.key, Presented(stored.id, stored.key, stale=False))
+        read = await self._batcher.load(stored.key, PresentedId(stored.id, stored.key, stale=False))
         if session._life != life:
             return None
-        if read._stored is None:
+        if read._snapshot is None:
             self._lose(session, life, stored)
             return None
         return read
@@ -275,7 +275,7 @@ class Manager(BaseKeeper):
         if guess is None:
             return False
         twin, draft = guess
-        rebased, life, data = twin._stored, session._life, self._copy(session._data)
+        rebased, life, data = twin._snapshot, session._life, self._copy(session._data)
         created, idle_timeout = session._created, session._idle_timeout
         try:
             record = await attempt(twin, draft)
@@ -286,19 +286,19 @@ class Manager(BaseKeeper):
         if record is not None or twin._gone:
             return False
         if session._life == life:
-            session._stored, session._touched = rebased, True
+            session._snapshot, session._touched = rebased, True
             session._data = merge(data, session._data, twin._data)  # with what other tasks have done since
             if session._created == created:
                 session._created = twin._created
             if session._idle_timeout == idle_timeout:
                 session._idle_timeout = twin._idle_timeout
-        self._settle(session, life, twin._stored)
+        self._settle(session, life, twin._snapshot)
         return True
 
     def _guess(self, session: Session) -> tuple[Session, bytes] | None:
         """Give a twin of the session, rebased on what the writer before has left, and what it is to write."""
-        stored = session._stored
-        left = None if stored is None else self._turns.left(stored.key)
+        stored = session._snapshot
+        left = None if stored is None else self._locks.latest(stored.key)
         if stored is None or left is None or left.envelope == stored.envelope:
             return None
         if session._gone or session._doomed or session._renewals or self._on_conflict == "raise":
@@ -340,15 +340,15 @@ class Manager(BaseKeeper):
             SessionGone: another has ended the session.
             StorageUnavailable: the storage did not answer in time.
         """
-        stored = session._stored
+        stored = session._snapshot
         read = None if stored is None else await self._read_again(session, stored)
-        if stored is None or read is None or read._stored is None:
+        if stored is None or read is None or read._snapshot is None:
             session._tell_if_gone()
             return False
-        encoded = read._stored.envelope.pack()
+        encoded = read._snapshot.envelope.pack()
         if encoded == stored.envelope.pack():
             return False
-        self._rebase(session, Record(read._stored.version, encoded), "merge")
+        self._rebase(session, Record(read._snapshot.version, encoded), "merge")
         return True
 
     @asynccontextmanager
@@ -366,13 +366,13 @@ class Manager(BaseKeeper):
             return record
 
         try:
-            async with self._within_budget(budget), self._turns.of(id(session)):
+            async with self._within_budget(budget), self._locks.hold(id(session)):
                 if not self._is_open:
                     await self.open()
-                if session._stored is None:  # nobody else knows of it
+                if session._snapshot is None:  # nobody else knows of it
                     yield attempt
                 else:
-                    async with self._turns.of(session._stored.key):
+                    async with self._locks.hold(session._snapshot.key):
                         yield attempt
         except StorageUnavailable as error:
             # One conflict is no contest; and it answered until the end, so others were faster.
@@ -391,7 +391,7 @@ class Manager(BaseKeeper):
             await self._batcher.delete(key)
             session._doomed = tuple(one for one in session._doomed if one != key)
             logger.info("session %s destroyed", key[:8])
-        stored, life = session._stored, session._life
+        stored, life = session._snapshot, session._life
         if draft is None:
             draft = self._draft(session)
         if draft is None:
@@ -414,15 +414,15 @@ class Manager(BaseKeeper):
         if type(outcome) is not Saved or is_over:
             self._lose(session, life, stored)
         elif draft:
-            written = Stored(session_id, key, outcome.version, envelope)
-            self._turns.leave(key, written)
+            written = Snapshot(session_id, key, outcome.version, envelope)
+            self._locks.publish(key, written)
             self._settle(session, life, written)
         else:
             self._settle(session, life, None)
             logger.info("session %s destroyed, as it was emptied", key[:8])
         return None
 
-    async def _renew(self, session: Session, stored: Stored, draft: bytes) -> Record | None:
+    async def _renew(self, session: Session, stored: Snapshot, draft: bytes) -> Record | None:
         """Store under a new id, then end the old one on condition that nobody touched it meanwhile.
 
         It is overwritten before it is deleted: a write whose answer was lost finds its own version when it is tried
@@ -432,7 +432,7 @@ class Manager(BaseKeeper):
         fresh = await self._put_under_new_id(self._first_envelope(session, draft)) if draft else None
         outcome: Outcome | None = None
         try:
-            outcome = await self._batcher.save(Write(stored.key, stored.version, MOVED, self._longest_trip()))
+            outcome = await self._batcher.save(Write(stored.key, stored.version, TOMBSTONE, self._longest_trip()))
         finally:
             if fresh is not None and not isinstance(outcome, Saved):
                 self._spawn(self._discard(fresh.key))  # nobody knows its id
@@ -447,7 +447,7 @@ class Manager(BaseKeeper):
                 return record
         return None
 
-    async def _put_under_new_id(self, envelope: Envelope, asker: Session | None = None) -> Stored:
+    async def _put_under_new_id(self, envelope: Envelope, asker: Session | None = None) -> Snapshot:
         loop = asyncio.get_running_loop()
         too_late = loop.time() + self.storage.timeout / 2
         while True:
@@ -461,7 +461,7 @@ class Manager(BaseKeeper):
                 continue
             if isinstance(outcome, Saved):
                 logger.info("session %s created", key[:8])
-                return Stored(session_id, key, outcome.version, envelope)
+                return Snapshot(session_id, key, outcome.version, envelope)
 
     def _draw(self) -> tuple[str, str]:
         """Give a new id and its key: of several servers, at one that answers."""
@@ -478,16 +478,16 @@ class Manager(BaseKeeper):
         except Exception as error:  # noqa: BLE001  (housekeeping: the record's time will end)
             logger.debug("session %s is unused, and was not removed: %s", key[:8], error)
 
-    def _settle(self, session: Session, life: int, stored: Stored | None, renewals: int = 0) -> None:
+    def _settle(self, session: Session, life: int, stored: Snapshot | None, renewals: int = 0) -> None:
         """Take note of a write, unless invalidate() has ended meanwhile the session that it was for."""
         if session._life != life:
             if stored is not None:
                 session._doomed += (stored.key,)
             return
-        before = session._stored
+        before = session._snapshot
         if stored is not None and before is not None and stored.envelope.idle_timeout != before.envelope.idle_timeout:
             session._cookie_stale = True
-        session._stored = stored
+        session._snapshot = stored
         session._forced = False
         if (
             before is None or session._renewals == renewals
@@ -495,22 +495,22 @@ class Manager(BaseKeeper):
             session._renewals = 0
         session._written = True
 
-    def _lose(self, session: Session, life: int, stored: Stored) -> None:
+    def _lose(self, session: Session, life: int, stored: Snapshot) -> None:
         if session._life == life:
             session._gone = True
             logger.info("session %s was deleted meanwhile; a request's changes to it are dropped", stored.key[:8])
 
     def _rebase(self, session: Session, record: Record, on_conflict: OnConflict) -> None:
         """Take over what is stored, and put what this request changed on top of it."""
-        stored = session._stored
+        stored = session._snapshot
         if stored is None:  # invalidate() has ended it meanwhile
             return
         try:
             envelope, theirs = self._decode(record.data)
         except (UndecodableError, UnknownFormatError) as error:
-            if not isinstance(error, MovedError):
+            if not isinstance(error, TombstoneError):
                 what = "session %s was replaced by a record that cannot be read: %s"
-                seldom(logger.warning, what, stored.key[:8], error)
+                log_throttled(logger.warning, what, stored.key[:8], error)
             self._lose(session, session._life, stored)
             return
         mine = self._copy(session._data)
@@ -527,9 +527,9 @@ class Manager(BaseKeeper):
             session._created = envelope.created
         if session._idle_timeout == stored.envelope.idle_timeout:
             session._idle_timeout = envelope.idle_timeout
-        session._stored = stored._replace(version=record.version, envelope=envelope)
+        session._snapshot = stored._replace(version=record.version, envelope=envelope)
 
-    def _value_to_send(self, session: Session, stored: Stored) -> str | None:
+    def _value_to_send(self, session: Session, stored: Snapshot) -> str | None:
         is_prolonged = session._written and self._is_persistent(stored)
         if session._cookie_id != stored.id or session._cookie_stale or is_prolonged:
             return self._reader.value(stored.id)

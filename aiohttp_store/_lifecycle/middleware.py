@@ -10,13 +10,13 @@ from typing import Any, Unpack, overload
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from .._engine.manager import Manager, Options
-from .._log import logger, once, seldom
-from .._takeover.legacy import HoldsFormer
-from .._takeover.takeover import MigratingManager
+from .._engine.manager import Options, StorageSessionManager
+from .._log import log_once, log_throttled, logger
+from .._takeover.legacy import LegacySource
+from .._takeover.takeover import TakeoverManager
 from ..cookie import add_vary
 from ..errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
-from ..session import Data, Keeper, Session
+from ..session import Data, Session, SessionManager
 from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
@@ -39,17 +39,17 @@ class _Visit:
     sealed = False  # the headers are sent, or the response is on its way
     clone: web.Request | None = None  # what a later middleware made of the request, and so what the handler saw
 
-    def __init__(self, keeper: Keeper, outer: _Visit | None, received: web.Request) -> None:
-        self.keeper = keeper
+    def __init__(self, manager: SessionManager, outer: _Visit | None, received: web.Request) -> None:
+        self.manager = manager
         self.outer = outer
         self.received: web.Request | None = received
 
 
 # aiohttp before 3.14 has no RequestKey, and keeps what a request carries under strings.
 _VISIT: Any = web.RequestKey("aiohttp_store.visit", _Visit) if hasattr(web, "RequestKey") else "aiohttp_store.visit"
-_KEEPER: web.AppKey[Keeper] = web.AppKey("aiohttp_store._engine.keeper", Keeper)
+_MANAGER: web.AppKey[SessionManager] = web.AppKey("aiohttp_store._engine.base", SessionManager)
 
-on_keeper: list[Callable[[Keeper], None]] = []
+on_manager: list[Callable[[SessionManager], None]] = []
 """What is done to each keeper: nothing, unless this package stands in for aiohttp-session."""
 
 
@@ -85,7 +85,7 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         else:
             visit.loading = True
             try:
-                session = await visit.keeper.load(request)
+                session = await visit.manager.load(request)
             except StorageUnavailable as error:
                 visit.failure = error
                 raise
@@ -126,7 +126,7 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
         )
     if request is not visit.received:
         visit.clone = request
-    visit.session = await visit.keeper.new(request, visit.session)
+    visit.session = await visit.manager.new(request, visit.session)
     visit.session._sealed = visit.sealed
     visit.session._extend = True
     return visit.session
@@ -138,12 +138,12 @@ def get_storage(app: web.Application) -> Storage:
     Raises:
         RuntimeError: this app has no `setup` of its own, or one with `cookie://`, which is no storage.
     """
-    keeper = app.get(_KEEPER)
-    if not isinstance(keeper, Manager):
+    manager = app.get(_MANAGER)
+    if not isinstance(manager, StorageSessionManager):
         raise RuntimeError(  # noqa: TRY004
             "this app has no session storage; call aiohttp_store.setup(app, storage) first, with another than cookie://"
         )
-    return keeper.storage
+    return manager.storage
 
 
 def session_middleware(
@@ -158,7 +158,7 @@ def session_middleware(
     Raises:
         ConfigError: a setting that cannot work.
     """
-    return _middleware(_keeper(storage, options))
+    return _middleware(_manager(storage, options))
 
 
 def setup(
@@ -178,20 +178,20 @@ def setup(
     Raises:
         ConfigError: a setting that cannot work, or a second `setup` of one app.
     """
-    if _KEEPER in app:
+    if _MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
-    keeper = _keeper(storage, options)
+    manager = _manager(storage, options)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        _refuse_same_cookie_below(app, keeper)
-        _warn_of_memory(keeper)
-        await keeper.open()
+        _refuse_same_cookie_below(app, manager)
+        _warn_of_memory(manager)
+        await manager.open()
         yield
-        await keeper.close()
+        await manager.close()
 
-    app[_KEEPER] = keeper
-    app.middlewares.insert(0, _middleware(keeper))
-    app.on_response_prepare.append(_on_prepare(keeper))
+    app[_MANAGER] = manager
+    app.middlewares.insert(0, _middleware(manager))
+    app.on_response_prepare.append(_on_prepare(manager))
     app.cleanup_ctx.append(run)
 
 
@@ -200,43 +200,45 @@ def is_foreign(storage: object) -> bool:
     return hasattr(storage, "load_session") and hasattr(storage, "save_session")
 
 
-def _keeper(storage: Storage | str, options: Options) -> Keeper:
+def _manager(storage: Storage | str, options: Options) -> SessionManager:
     if isinstance(storage, str):
         url = StorageURL.parse(storage)
         if url.scheme == "cookie":
-            keeper: Keeper = imported("aiohttp_store._engine.cookie_manager:ClientSide", url)(url, **options)
-            return keeper
+            manager: SessionManager = imported("aiohttp_store._engine.cookie_manager:CookieSessionManager", url)(
+                url, **options
+            )
+            return manager
         storage = storage_from_url(storage)
     if is_foreign(storage):
-        from ..compat.adapter import ForeignKeeper  # noqa: PLC0415  (imported only where it is used)
+        from ..compat.adapter import AiohttpSessionAdapter  # noqa: PLC0415  (imported only where it is used)
 
-        return ForeignKeeper(storage, options)
+        return AiohttpSessionAdapter(storage, options)
     if not isinstance(storage, Storage):
         raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")
-    if isinstance(storage, HoldsFormer) and storage.former is not None:
-        return MigratingManager(storage, storage, storage.former, **options)
-    return Manager(storage, **options)
+    if isinstance(storage, LegacySource) and storage.legacy is not None:
+        return TakeoverManager(storage, storage, storage.legacy, **options)
+    return StorageSessionManager(storage, **options)
 
 
-def _middleware(keeper: Keeper) -> Middleware:
-    for prepare in on_keeper:
-        prepare(keeper)
+def _middleware(manager: SessionManager) -> Middleware:
+    for prepare in on_manager:
+        prepare(manager)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         outer: _Visit | None = request.get(_VISIT) if len(request) else None
-        visit = request[_VISIT] = _Visit(keeper, outer, request)
+        visit = request[_VISIT] = _Visit(manager, outer, request)
         try:
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
                 session = _to_be_saved(visit, raised)
                 if session is not None:
-                    await keeper.save(visit.clone or request, raised, session)
+                    await manager.save(visit.clone or request, raised, session)
                 raise
             session = _to_be_saved(visit, response)
             if session is not None:
-                await keeper.save(visit.clone or request, response, session)
+                await manager.save(visit.clone or request, response, session)
         except (StorageUnavailable, SessionConflict, SessionGone) as error:
             if visit.sealed or request.writer.output_size > 0:
                 raise  # aiohttp then drops the connection, where a page would be a second response
@@ -264,11 +266,11 @@ def _to_be_saved(visit: _Visit, response: web.StreamResponse) -> Session | None:
     prepared = getattr(response, "prepared", None)
     if prepared is None:  # aiohttp tells what it thinks of what the handler gave
         return None
-    if visit.keeper.clock() < session._quiet_until:
+    if visit.manager.clock() < session._quiet_until:
         add_vary(response.headers)
         return None
     if prepared and not session._sealed:
-        if visit.keeper.is_changed(session):
+        if visit.manager.is_changed(session):
             raise RuntimeError(
                 "the session was changed, and the handler prepared the response itself; "
                 "use aiohttp_store.setup(app, storage), which saves before the headers, not the middleware alone"
@@ -277,14 +279,14 @@ def _to_be_saved(visit: _Visit, response: web.StreamResponse) -> Session | None:
     return session
 
 
-def _on_prepare(keeper: Keeper) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+def _on_prepare(manager: SessionManager) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
         """Save for a response that the handler prepares itself: a stream, server-sent events, a WebSocket."""
         try:
             visit: _Visit | None = request[_VISIT]
         except KeyError:  # another middleware answered first
             return
-        while visit is not None and visit.keeper is not keeper:
+        while visit is not None and visit.manager is not manager:
             visit = visit.outer
         if visit is None or visit.sealed:  # saved already, or the error page of a crashed handler
             return
@@ -293,7 +295,7 @@ def _on_prepare(keeper: Keeper) -> Callable[[web.Request, web.StreamResponse], A
             _vary_on_failure(visit, response)
         elif not session._sealed:
             try:
-                await keeper.save(request, response, session)
+                await manager.save(request, response, session)
             except BaseException:
                 _unprepare(request, response)
                 raise
@@ -342,20 +344,20 @@ def _no_setup() -> RuntimeError:
 
 def _as_response(error: SessionError) -> web.HTTPException:
     if isinstance(error, StorageUnavailable):
-        seldom(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
+        log_throttled(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
         return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER), hdrs.VARY: "Cookie"})
     logger.info("answered 409: %s", error)
     return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})
 
 
-def _refuse_same_cookie_below(app: web.Application, keeper: Keeper) -> None:
+def _refuse_same_cookie_below(app: web.Application, manager: SessionManager) -> None:
     for below in _apps_below(app):
-        other = below.get(_KEEPER)
+        other = below.get(_MANAGER)
         if other is None:
             continue
-        mine, theirs = keeper.cookie, other.cookie
+        mine, theirs = manager.cookie, other.cookie
         # What is sealed in a cookie would be opened by both, whatever its path.
-        is_sealed = keeper.keeps_in_cookie and other.keeps_in_cookie
+        is_sealed = manager.keeps_in_cookie and other.keeps_in_cookie
         if mine.name == theirs.name and (is_sealed or (mine.domain, mine.path) == (theirs.domain, theirs.path)):
             raise ConfigError(
                 f"an app and its sub-app both keep sessions in the cookie {mine.name!r} of path {mine.path!r}; "
@@ -370,10 +372,10 @@ def _apps_below(app: web.Application) -> list[web.Application]:
     return below
 
 
-def _warn_of_memory(keeper: Keeper) -> None:
+def _warn_of_memory(manager: SessionManager) -> None:
     is_debug = sys.flags.dev_mode or asyncio.get_running_loop().get_debug()
-    if isinstance(keeper, Manager) and isinstance(keeper.storage, MemoryStorage) and not is_debug:
-        once(
+    if isinstance(manager, StorageSessionManager) and isinstance(manager.storage, MemoryStorage) and not is_debug:
+        log_once(
             logger.warning,
             "sessions are kept in memory://, for development only: they are lost when this process ends, and no other "
             "process sees them; use a URL such as redis://localhost:6379/0",

@@ -13,7 +13,7 @@ from ..cookie import Cookie
 from ..errors import ConfigError
 from ..url import nearest
 
-__all__ = ["Former", "FormerOptions", "FormerSession", "HoldsFormer"]
+__all__ = ["Legacy", "LegacyOptions", "LegacySession", "LegacySource"]
 
 _KNOWN = ("aiohttp_session",)
 _IDS = {
@@ -23,7 +23,7 @@ _IDS = {
 _LONGEST_KEY = 250  # of memcached
 
 
-class FormerSession(NamedTuple):
+class LegacySession(NamedTuple):
     """What a record of aiohttp-session says."""
 
     created: float | None
@@ -32,7 +32,7 @@ class FormerSession(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Former:
+class Legacy:
     """How an app kept its sessions before it moved."""
 
     cookie: Cookie
@@ -50,7 +50,7 @@ class Former:
         """Give the key of a record, in ASCII."""
         return f"{self.cookie.name}_{session_id}"
 
-    def read(self, value: Any) -> FormerSession | None:
+    def read(self, value: Any) -> LegacySession | None:
         """Read JSON as bytes, or what was JSON; `None` is no session, as the `{}` that a logout leaves."""
         try:
             found = json.loads(value.decode()) if isinstance(value, bytes) else value
@@ -62,11 +62,11 @@ class Former:
         created = found.get("created") or None
         if created is not None and not (isinstance(created, int | float) and 0 < created < math.inf):
             return None
-        return FormerSession(created, data)
+        return LegacySession(created, data)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormerOptions:
+class LegacyOptions:
     """Which sessions of another library are taken over; they are in the same server and database."""
 
     migrate: str | None = None
@@ -80,7 +80,7 @@ class FormerOptions:
     migrate_ids: str = "uuid"
     """The form of their ids: `uuid`, or `any` where the app had a `key_factory`."""
 
-    def former(self) -> Former | None:
+    def legacy(self) -> Legacy | None:
         """Give what these parameters say, `None` without `migrate`.
 
         Raises:
@@ -98,24 +98,24 @@ class FormerOptions:
                 names = " and ".join(known)
                 raise ConfigError(f"{name}={value!r} is not known{nearest(value, known)}; known: {names}")
         cookie = Cookie(name=self.migrate_cookie, path=self.migrate_path, domain=self.migrate_domain)
-        return Former(cookie, _IDS[self.migrate_ids])
+        return Legacy(cookie, _IDS[self.migrate_ids])
 
 
 @runtime_checkable
-class HoldsFormer(Protocol):
+class LegacySource(Protocol):
     """What a storage may offer whose server holds sessions of another library."""
 
-    former: Former | None
+    legacy: Legacy | None
     """Which they are, `None`: they are not asked for."""
 
-    async def read_former(self, key: str) -> Any:
+    async def read_legacy(self, key: str) -> Any:
         """Give what is stored under this key: JSON as bytes, or what was JSON; `None` where there is nothing.
 
         Raises:
             StorageUnavailable: the server did not answer within `timeout`.
         """
 
-    async def remove_former(self, key: str) -> None:
+    async def remove_legacy(self, key: str) -> None:
         """Remove what is stored under this key; nothing there is no error.
 
         Raises:

@@ -19,39 +19,39 @@ from typing import Unpack
 
 from aiohttp import hdrs, web
 
-from .._engine.manager import Manager, Options
-from .._log import logger, seldom
+from .._engine.manager import Options, StorageSessionManager
+from .._log import log_throttled, logger
 from ..codec import Envelope
-from ..cookie import Presented, forbid_caching, key_of_id
+from ..cookie import PresentedId, forbid_caching, key_of_id
 from ..errors import ConfigError, SessionTooLarge
 from ..session import Session
 from ..storage import Conflict, Record, Storage, Write
-from .legacy import Former, HoldsFormer
+from .legacy import Legacy, LegacySource
 
-__all__ = ["MigratingManager"]
+__all__ = ["TakeoverManager"]
 
 LEAST_NOTE = 60
 """Seconds that a note stays at least: longer than any request that has read the old record before."""
 _SALT_SIZE = 16
 
 
-class MigratingManager(Manager):
+class TakeoverManager(StorageSessionManager):
     """A manager that looks for a session of aiohttp-session where a request has none of ours."""
 
-    def __init__(self, storage: Storage, old: HoldsFormer, former: Former, **options: Unpack[Options]) -> None:
+    def __init__(self, storage: Storage, old: LegacySource, legacy: Legacy, **options: Unpack[Options]) -> None:
         """Take the same storage twice: as ours, and as what holds the old sessions."""
         super().__init__(storage, **options)
-        if self.cookie.name == former.cookie.name:
+        if self.cookie.name == legacy.cookie.name:
             raise ConfigError(
-                f"the cookie {former.cookie.name!r} is of the sessions that migrate= takes over; "
+                f"the cookie {legacy.cookie.name!r} is of the sessions that migrate= takes over; "
                 "give ours another name with cookie=Cookie(name=…)"
             )
         self._old = old
-        self._former = former
+        self._legacy = legacy
         logger.info(
             "sessions of aiohttp-session in the cookie %r are taken over; "
             "remove migrate= when the longest of them has ended",
-            former.cookie.name,
+            legacy.cookie.name,
         )
 
     def load(self, request: web.BaseRequest) -> Awaitable[Session]:
@@ -65,55 +65,55 @@ class MigratingManager(Manager):
     async def _load(self, request: web.BaseRequest, ours: Awaitable[Session]) -> Session:
         ends = asyncio.get_running_loop().time() + self.storage.timeout
         session = await ours
-        old_id = self._former.id_in(request.cookies) if session._stored is None else None
+        old_id = self._legacy.id_in(request.cookies) if session._snapshot is None else None
         if old_id is not None:
             async with self._within_budget(asyncio.timeout_at(ends)):
                 await self.open()
                 session = await self._take_over(old_id)
-        session._former_request = request
+        session._legacy_request = request
         return session
 
     async def new(self, request: web.BaseRequest, old: Session | None) -> Session:
         """Do what `Manager.new` does."""
         session = await super().new(request, old)
-        session._former_request = request
+        session._legacy_request = request
         return session
 
     async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
         """Do what `Manager.save` does; what ends a session also ends what the old cookie could bring back."""
-        if session._ended and session._former_request is not None:
-            await self._protected(self._end_former_in_time(session))
+        if session._ended and session._legacy_request is not None:
+            await self._protected(self._end_legacy_in_time(session))
         await super().save(request, response, session)
 
     async def _attempt(
         self, session: Session, draft: bytes | None = None, asker: Session | None = None
     ) -> Record | None:
-        if session._ended and session._former_request is not None:  # by `session.save()`, before the request's end
-            await self._end_former(session)
+        if session._ended and session._legacy_request is not None:  # by `session.save()`, before the request's end
+            await self._end_legacy(session)
         return await super()._attempt(session, draft, asker)
 
-    async def _end_former_in_time(self, session: Session) -> None:
+    async def _end_legacy_in_time(self, session: Session) -> None:
         async with self._within_budget():
             await self.open()
-            await self._end_former(session)
+            await self._end_legacy(session)
 
-    async def _end_former(self, session: Session) -> None:
-        old_id = self._former.id_in(session._former_request.cookies)
+    async def _end_legacy(self, session: Session) -> None:
+        old_id = self._legacy.id_in(session._legacy_request.cookies)
         if old_id is not None:
-            key = self._former.key(old_id)
+            key = self._legacy.key(old_id)
             # Where there is nothing to end, the note need not last: anybody can make up an old id.
-            ttl = LEAST_NOTE if await self._old.read_former(key) is None else self._note_ttl
+            ttl = LEAST_NOTE if await self._old.read_legacy(key) is None else self._note_ttl
             session._doomed += (self._key(await self._note(old_id, secrets.token_urlsafe(32), ttl)),)
-            await self._old.remove_former(key)
-        session._former_request = None
+            await self._old.remove_legacy(key)
+        session._legacy_request = None
 
     async def _take_over(self, old_id: str) -> Session:
         # Not batched, as it happens once to a visitor. The note is looked for last: who finds no old record because
         # another request has just taken it over finds the note, which was there before it was removed.
-        found = await self._old.read_former(self._former.key(old_id))
+        found = await self._old.read_legacy(self._legacy.key(old_id))
         (note,) = await self.storage.load([self._note_key(old_id)])
         if note is None:
-            read = self._former.read(found)
+            read = self._legacy.read(found)
             if read is None:
                 return Session(self, {})
             now = self.clock()
@@ -133,15 +133,15 @@ class MigratingManager(Manager):
                 self._spawn(self._discard(fresh.key))  # another request was faster
         else:
             session_id = _open(note.data, old_id)
-        await self._old.remove_former(self._former.key(old_id))
+        await self._old.remove_legacy(self._legacy.key(old_id))
         key = self._key(session_id)
-        session = await self._batcher.load(key, Presented(session_id, key, stale=False))
+        session = await self._batcher.load(key, PresentedId(session_id, key, stale=False))
         session._cookie_id, session._quiet_until = None, 0.0  # its cookie is still to be sent
         return session
 
     def _leave_alone(self, error: Exception) -> Session:
         what = "a session of aiohttp-session cannot be taken over, and its visitor is anonymous: %s"
-        seldom(logger.warning, what, error)
+        log_throttled(logger.warning, what, error)
         session = Session(self, {})
         session._left_alone = True
         return session
@@ -153,7 +153,7 @@ class MigratingManager(Manager):
         return _open(outcome.record.data, old_id) if isinstance(outcome, Conflict) else session_id
 
     def _note_key(self, old_id: str) -> str:
-        return key_of_id(old_id, f"{self._former.cookie.name} taken over")  # no cookie has such a name
+        return key_of_id(old_id, f"{self._legacy.cookie.name} taken over")  # no cookie has such a name
 
     @property
     def _note_ttl(self) -> int:
@@ -162,9 +162,9 @@ class MigratingManager(Manager):
 
     def _tell(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
         super()._tell(request, response, session)
-        if session._left_alone or self._former.cookie.name not in request.cookies:
+        if session._left_alone or self._legacy.cookie.name not in request.cookies:
             return
-        cookie = self._former.cookie
+        cookie = self._legacy.cookie
         response.headers.add(hdrs.SET_COOKIE, cookie.header("", secure=cookie.is_secure(request.secure), max_age=0))
         forbid_caching(response.headers)
 

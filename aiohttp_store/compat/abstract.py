@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 from aiohttp import web
 
-from .._log import logger, once, seldom
+from .._log import log_once, log_throttled, logger
 from ..cookie import MAX_SIZE
 from ..errors import SessionTooLarge
 from .session import Session, SessionData
@@ -132,7 +132,9 @@ class SimpleCookieStorage(AbstractStorage):
 
     async def load_session(self, request: web.Request) -> Session:
         """Read the cookie."""
-        once(logger.warning, "SimpleCookieStorage believes whatever a visitor writes into the cookie; it is for tests")
+        log_once(
+            logger.warning, "SimpleCookieStorage believes whatever a visitor writes into the cookie; it is for tests"
+        )
         cookie = self.load_cookie(request)
         if cookie is None:
             return await self.new_session()
@@ -169,7 +171,7 @@ class SealedCookieStorage(AbstractStorage):
             data = self._decoder(self._unseal(cookie.encode()).decode())
         except Exception as error:  # noqa: BLE001  (whatever a visitor can make a library raise)
             reason = type(error).__name__
-            seldom(logger.warning, "a session's cookie cannot be opened (%s); its visitor is anonymous", reason)
+            log_throttled(logger.warning, "a session's cookie cannot be opened (%s); its visitor is anonymous", reason)
             data = {}
         return Session(None, data=data, new=False, max_age=self.max_age)
 

@@ -11,14 +11,14 @@ from aiohttp import hdrs, web
 
 from .. import compat
 from .._engine.manager import Options
-from .._log import logger, seldom
+from .._log import log_throttled, logger
 from ..cookie import Cookie, add_vary, forbid_caching
 from ..errors import ConfigError, StorageUnavailable
-from ..session import Keeper
 from ..session import Session as OurSession
+from ..session import SessionManager
 from .session import Session, StoredSession
 
-__all__ = ["ForeignKeeper", "adopted", "put", "show_sessions_of"]
+__all__ = ["AiohttpSessionAdapter", "adopted", "put", "show_sessions_of"]
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ PATIENCE = 10.0
 """Seconds within which a storage must answer; drivers try again within that."""
 
 
-class ForeignKeeper:
+class AiohttpSessionAdapter:
     """Keeps sessions in a storage that has `load_session` and `save_session`, and its own cookie.
 
     Such a storage knows no versions: of two requests that write at the same time the last wins.
@@ -66,7 +66,7 @@ class ForeignKeeper:
             RuntimeError: it gave no session.
         """
         preset: Any = request.get(compat.SESSION_KEY)
-        if issubclass(type(preset), Session) and not hasattr(preset, "_keeper"):
+        if issubclass(type(preset), Session) and not hasattr(preset, "_manager"):
             return self._keep(request, preset)
         return self._keep(request, await self._read(request))
 
@@ -128,7 +128,7 @@ class ForeignKeeper:
         return result
 
     def _keep(self, request: web.BaseRequest, session: Session) -> Session:
-        session._keeper, session._request = self, request
+        session._manager, session._request = self, request
         session._image = repr(session._data)
         put(request, compat.SESSION_KEY, session)
         put(request, compat.STORAGE_KEY, self.storage)
@@ -139,7 +139,7 @@ class ForeignKeeper:
             return adopted(self.storage, await self._ask(self.storage.load_session(request)))
         except (ValueError, LookupError) as error:
             name, reason = type(self.storage).__name__, type(error).__name__
-            seldom(logger.warning, "a %s could not read a session (%s); its visitor is anonymous", name, reason)
+            log_throttled(logger.warning, "a %s could not read a session (%s); its visitor is anonymous", name, reason)
             return Session(None, data=None, new=True)
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
@@ -216,9 +216,9 @@ def put(request: web.BaseRequest, name: str, value: object) -> None:
     request._state[name] = value
 
 
-def show_sessions_of(keeper: Keeper) -> None:
+def show_sessions_of(manager: SessionManager) -> None:
     """Let those who look into the request for aiohttp-session's session find this keeper's."""
-    load, new = keeper.load, keeper.new
+    load, new = manager.load, manager.new
 
     def shown(request: web.BaseRequest, session: OurSession) -> OurSession:
         if type(session) is OurSession:
@@ -232,7 +232,7 @@ def show_sessions_of(keeper: Keeper) -> None:
     async def make_and_show(request: web.BaseRequest, old: OurSession | None) -> OurSession:
         return shown(request, await new(request, old))
 
-    keeper.load, keeper.new = load_and_show, make_and_show  # type: ignore[method-assign]
+    manager.load, manager.new = load_and_show, make_and_show  # type: ignore[method-assign]
 
 
 def _is_something(session: Session) -> bool:

@@ -38,7 +38,7 @@ def install_as_aiohttp_session() -> None:
         )
     sys.meta_path.insert(0, _Finder())
     sys.modules[ALIAS] = compat
-    middleware.on_keeper.append(show_sessions_of)
+    middleware.on_manager.append(show_sessions_of)
 
 
 class _Finder(MetaPathFinder, Loader):

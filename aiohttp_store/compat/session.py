@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypedDict, cast
 
 from aiohttp import web
 
-from ..session import Duration, Keeper, seconds
+from ..session import Duration, SessionManager, seconds
 from ..session import Session as OurSession
 
 __all__ = ["Session", "SessionData", "StoredSession"]
@@ -39,7 +39,7 @@ class Session(OurSession, metaclass=_AnySession):
     empty, or is older than `max_age` seconds makes a new session, and its id is not used again.
     """
 
-    _keeper: Keeper
+    _manager: SessionManager
     _request: web.BaseRequest
     _doomed: tuple[Any, ...] = ()
     _image = "{}"  # the data at the last load or save, so that changes of nested values are seen
@@ -57,7 +57,7 @@ class Session(OurSession, metaclass=_AnySession):
         self._max_age = max_age
         self._changed = False
         self._idle_timeout = None
-        self._stored = None
+        self._snapshot = None
 
     @property
     def identity(self) -> Any:
@@ -130,7 +130,7 @@ class Session(OurSession, metaclass=_AnySession):
 
     async def save(self) -> None:
         """Store the session now; see `aiohttp_store.Session`."""
-        await self._keeper.commit(self)
+        await self._manager.commit(self)
         self._tell_if_gone()
 
     def _begin_anew(self) -> None:
@@ -180,7 +180,7 @@ class StoredSession(OurSession):
 
     @property
     def _changed(self) -> bool:
-        return self._keeper.is_changed(self)
+        return self._manager.is_changed(self)
 
     @_changed.setter
     def _changed(self, is_changed: bool) -> None:

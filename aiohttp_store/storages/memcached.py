@@ -14,7 +14,7 @@ import aiomcache
 from aiomcache.exceptions import ClientException
 from aiomcache.pool import Connection, MemcachePool
 
-from .._takeover.legacy import Former, FormerOptions
+from .._takeover.legacy import Legacy, LegacyOptions
 from ..errors import ConfigError, SessionTooLarge
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, new_version
 from ..url import TLSOptions, positive
@@ -39,7 +39,7 @@ _ANSWERS = frozenset({b"STORED", b"NOT_STORED", b"EXISTS", b"NOT_FOUND", b"DELET
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TLSOptions, FormerOptions):
+class Options(TLSOptions, LegacyOptions):
     """The parameters of `memcached://`."""
 
     prefix: str = "session:"
@@ -309,10 +309,10 @@ class MemcachedStorage(Storage):
         *,
         prefix: str = "session:",
         timeout: float = 2.0,
-        former: Former | None = None,
+        legacy: Legacy | None = None,
     ) -> None:
         options = Options(prefix=prefix, timeout=timeout)
-        self.former = former
+        self.legacy = legacy
         self.timeout = options.timeout
         self._prefix = options.prefix
         self._theirs = client
@@ -331,7 +331,7 @@ class MemcachedStorage(Storage):
             # A handshake that is given up would otherwise linger for a minute.
             conn_args = {"ssl": context, "ssl_handshake_timeout": options.timeout}
         client = aiomcache.Client(host.name, host.port or 11211, pool_size=options.pool_size, conn_args=conn_args)
-        return cls(client, prefix=options.prefix, timeout=options.timeout, former=options.former())
+        return cls(client, prefix=options.prefix, timeout=options.timeout, legacy=options.legacy())
 
     def __repr__(self) -> str:
         return f"<MemcachedStorage at {self.node}>"
@@ -376,13 +376,13 @@ class MemcachedStorage(Storage):
         async with self.answering(ClientException, asyncio.LimitOverrunError):
             await self._opened().pipeline([b"delete " + name + b"\r\n" for name in names])
 
-    async def read_former(self, key: str) -> bytes | None:
+    async def read_legacy(self, key: str) -> bytes | None:
         name = key.encode()
         async with self.answering(ClientException, asyncio.LimitOverrunError):
             found = await self._opened().gets([name])
         return found[name].value if name in found else None
 
-    async def remove_former(self, key: str) -> None:
+    async def remove_legacy(self, key: str) -> None:
         async with self.answering(ClientException, asyncio.LimitOverrunError):
             await self._opened().pipeline([b"delete " + key.encode() + b"\r\n"])
 
@@ -437,7 +437,7 @@ class MemcachedNodes(Sharded):
             raise ConfigError(f"the memcached nodes are {', '.join(names) or 'none'}; name at least one, and each once")
         self.timeout = max(node.timeout for node in nodes)
         self._first = nodes[0]
-        self.former = self._first.former
+        self.legacy = self._first.legacy
 
     def __repr__(self) -> str:
         return f"<MemcachedNodes at {', '.join(self._nodes)}>"
@@ -450,12 +450,12 @@ class MemcachedNodes(Sharded):
         for node in self._nodes.values():
             await node.close()
 
-    async def read_former(self, key: str) -> bytes | None:
+    async def read_legacy(self, key: str) -> bytes | None:
         """Ask the first node: aiohttp-session knows one only."""
-        return await self._first.read_former(key)
+        return await self._first.read_legacy(key)
 
-    async def remove_former(self, key: str) -> None:
-        await self._first.remove_former(key)
+    async def remove_legacy(self, key: str) -> None:
+        await self._first.remove_legacy(key)
 
     def shard_of(self, key: str) -> MemcachedStorage:
         """Give the node that scores highest: one more or less moves only the keys it wins or had."""

@@ -28,7 +28,7 @@ from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
 from pymongo.monitoring import ConnectionClosedReason
 from pymongo.uri_parser import parse_uri, split_options
 
-from .._takeover.legacy import Former, FormerOptions
+from .._takeover.legacy import Legacy, LegacyOptions
 from ..errors import ConfigError, SessionTooLarge
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import identifier, is_secret, nearest, positive
@@ -74,7 +74,7 @@ _LIVE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FormerOptions):
+class Options(LegacyOptions):
     """Our own parameters of `mongodb://`; all others are MongoDB's."""
 
     collection: str = "sessions"
@@ -142,12 +142,12 @@ class MongoDBStorage(Storage):
         database: str = "sessions",
         collection: str = "sessions",
         timeout: float = 2.0,
-        former: Former | None = None,
+        legacy: Legacy | None = None,
         former_collection: str = "sessions",
     ) -> None:
         options = Options(collection=collection, timeout=timeout)
         self.timeout = options.timeout
-        self.former, self._former_name = former, former_collection
+        self.legacy, self._former_name = legacy, former_collection
         self._database, self._name = database, options.collection
         self._source = client if isinstance(client, _Source) else None
         self._client: Any = None
@@ -176,7 +176,7 @@ class MongoDBStorage(Storage):
             database=parsed["database"] or "sessions",
             collection=options.collection,
             timeout=options.timeout,
-            former=options.former(),
+            legacy=options.legacy(),
             former_collection=options.migrate_collection,
         )
 
@@ -228,19 +228,19 @@ class MongoDBStorage(Storage):
         async with self.answering(PyMongoError):
             await self._twice(partial(self._collection.delete_many, {"_id": {"$in": [key.encode() for key in keys]}}))
 
-    async def read_former(self, key: str) -> Any:
+    async def read_legacy(self, key: str) -> Any:
         """Read aiohttp-session-mongo's document: `data`, and `expire`, a date in UTC or null."""
-        former = self._former_collection()
+        legacy = self._former_collection()
         async with self.answering(PyMongoError):
-            found = await self._twice(partial(former.find_one, {"_id": key.encode()}))
+            found = await self._twice(partial(legacy.find_one, {"_id": key.encode()}))
         expire = found and found.get("expire")
         is_over = isinstance(expire, datetime) and expire <= datetime.now(UTC).replace(tzinfo=None)
         return None if found is None or is_over else found.get("data")
 
-    async def remove_former(self, key: str) -> None:
-        former = self._former_collection()
+    async def remove_legacy(self, key: str) -> None:
+        legacy = self._former_collection()
         async with self.answering(PyMongoError):
-            await self._twice(partial(former.delete_one, {"_id": key.encode()}))
+            await self._twice(partial(legacy.delete_one, {"_id": key.encode()}))
 
     def _former_collection(self) -> Any:
         collection = self._collection.database.get_collection(self._former_name)

@@ -13,8 +13,8 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
-from .._log import logger, once
-from .._takeover.legacy import Former, FormerOptions
+from .._log import log_once, logger
+from .._takeover.legacy import Legacy, LegacyOptions
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import TLSOptions, positive
@@ -81,7 +81,7 @@ class Options(_Common, TLSOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TCPOptions(Options, FormerOptions):
+class TCPOptions(Options, LegacyOptions):
     """The parameters of `redis://`, `rediss://` and `valkey://`; `rediss://` implies `tls`."""
 
 
@@ -96,7 +96,7 @@ class SentinelOptions(TCPOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnixOptions(_Common, FormerOptions):
+class UnixOptions(_Common, LegacyOptions):
     """The parameters of `redis+unix://`."""
 
     db: int = 0
@@ -127,7 +127,7 @@ class RedisStorage(Storage):
         *,
         prefix: str = "session:",
         timeout: float = 2.0,
-        former: Former | None = None,
+        legacy: Legacy | None = None,
     ) -> None:
         if isinstance(client, Redis) and not isinstance(client, Pipeline):
             if client.get_encoder().decode_responses:  # type: ignore[no-untyped-call]
@@ -142,7 +142,7 @@ class RedisStorage(Storage):
             raise ConfigError(f"RedisStorage takes a redis.asyncio.Redis, and was given a {given}")
         options = _Common(prefix=prefix, timeout=timeout)
         self.prefix, self.timeout = options.prefix, options.timeout
-        self.former = former
+        self.legacy = legacy
         self._client = client
         self._name = name
 
@@ -154,7 +154,7 @@ class RedisStorage(Storage):
         where the hosts are the sentinels.
         """
         connections, options = _WAYS.get(url.scheme, _by_tcp)(url)
-        return cls(connections, prefix=options.prefix, timeout=options.timeout, former=options.former())
+        return cls(connections, prefix=options.prefix, timeout=options.timeout, legacy=options.legacy())
 
     def __repr__(self) -> str:
         return f"<RedisStorage {self._name}>"
@@ -197,12 +197,12 @@ class RedisStorage(Storage):
             async with self.answering(RedisError):
                 await self._change("DEL", *[self.prefix + key for key in keys])
 
-    async def read_former(self, key: str) -> bytes | None:
+    async def read_legacy(self, key: str) -> bytes | None:
         async with self.answering(RedisError):
             (value,) = await self._ask("MGET", key)
         return value  # type: ignore[no-any-return]
 
-    async def remove_former(self, key: str) -> None:
+    async def remove_legacy(self, key: str) -> None:
         async with self.answering(RedisError):
             await self._change("DEL", key)
 
@@ -276,7 +276,7 @@ async def warn_of_eviction(storage: Storage, execute: Callable[..., Awaitable[An
     memory = told if isinstance(told, dict) else parse_info(told)  # type: ignore[no-untyped-call]
     policy = memory.get("maxmemory_policy", "noeviction")
     if memory.get("maxmemory") and policy != "noeviction":
-        once(
+        log_once(
             logger.warning,
             "%r drops sessions when its memory is full, and so logs visitors out (maxmemory-policy is %s); "
             "set maxmemory-policy noeviction, or give the sessions a server of their own",

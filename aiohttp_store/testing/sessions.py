@@ -14,10 +14,10 @@ from aiohttp import CookieJar, hdrs, web
 from aiohttp.test_utils import TestClient, make_mocked_request
 from yarl import URL
 
-from .._engine.keeper import BaseKeeper
-from .._engine.manager import Manager
-from .._lifecycle.middleware import _KEEPER, _VISIT, _apps_below, _Visit
-from ..session import Duration, Keeper, Session, Stored, seconds
+from .._engine.base import BaseManager
+from .._engine.manager import StorageSessionManager
+from .._lifecycle.middleware import _MANAGER, _VISIT, _apps_below, _Visit
+from ..session import Duration, Session, SessionManager, Snapshot, seconds
 from ..storage import Saved, Write
 from ..storages.memory import MemoryStorage
 
@@ -51,17 +51,17 @@ async def sign_in(
         ValueError: no data: such a session is not stored, and its visitor is anonymous.
         StorageUnavailable: the storage did not answer in time.
     """
-    keeper, url = _keeper(client, app), _url(client)
+    manager, url = _manager(client, app), _url(client)
     if not data:
         raise ValueError("an empty session is not stored; sign in with data, or use a client as it is: anonymous")
-    _leave_out_foreign_domain(keeper, url)
+    _leave_out_foreign_domain(manager, url)
     request, response = _request(url), web.Response()
-    session = await keeper.new(request, None)
+    session = await manager.new(request, None)
     session.update(data)
     if idle_timeout is not None:
         session.idle_timeout = idle_timeout
-    await keeper.save(request, response, session)
-    _take_cookies(client, url.with_path(keeper.cookie.path), response)
+    await manager.save(request, response, session)
+    _take_cookies(client, url.with_path(manager.cookie.path), response)
 
 
 async def session_of(client: Client, *, app: web.Application | None = None) -> dict[str, Any]:
@@ -77,8 +77,8 @@ async def session_of(client: Client, *, app: web.Application | None = None) -> d
         RuntimeError: the client is not started, or the app has no `setup`.
         StorageUnavailable: the storage did not answer in time.
     """
-    keeper, url = _keeper(client, app), _url(client)
-    return dict(await keeper.load(_request(url, _sent(client, url.with_path(keeper.cookie.path)))))
+    manager, url = _manager(client, app), _url(client)
+    return dict(await manager.load(_request(url, _sent(client, url.with_path(manager.cookie.path)))))
 
 
 class PresetSession(Session[Any]):
@@ -89,8 +89,10 @@ class PresetSession(Session[Any]):
     was_renewed = False
     """Whether `renew()` was called."""
 
-    def __init__(self, keeper: Keeper, data: dict[str, Any], stored: Stored | None, before: dict[str, Any]) -> None:
-        super().__init__(keeper, data, stored)
+    def __init__(
+        self, manager: SessionManager, data: dict[str, Any], stored: Snapshot | None, before: dict[str, Any]
+    ) -> None:
+        super().__init__(manager, data, stored)
         self._before = before
 
     @property
@@ -119,18 +121,18 @@ def set_session(request: web.Request, data: Mapping[str, Any] | None = None) -> 
         TypeError: the data holds a value that JSON cannot hold; the message names its path.
     """
     storage = MemoryStorage()
-    keeper = Manager(storage)
-    keeper._is_open = True  # `open` would start what a test had to close
-    session = PresetSession(keeper, {}, None, {})
+    manager = StorageSessionManager(storage)
+    manager._is_open = True  # `open` would start what a test had to close
+    session = PresetSession(manager, {}, None, {})
     if data:
-        payload = keeper._encode(dict(data))
+        payload = manager._encode(dict(data))
         session_id = secrets.token_urlsafe(32)
-        key, envelope = keeper._key(session_id), keeper._first_envelope(session, payload)
-        (outcome,) = storage.save_now([Write(key, None, envelope.pack(), keeper._ttl(envelope))])
+        key, envelope = manager._key(session_id), manager._first_envelope(session, payload)
+        (outcome,) = storage.save_now([Write(key, None, envelope.pack(), manager._ttl(envelope))])
         assert isinstance(outcome, Saved)  # nobody has this id
-        stored = Stored(session_id, key, outcome.version, envelope)
-        session = PresetSession(keeper, keeper._loads(payload), stored, keeper._loads(payload))
-    visit = request[_VISIT] = _Visit(keeper, None, request)
+        stored = Snapshot(session_id, key, outcome.version, envelope)
+        session = PresetSession(manager, manager._loads(payload), stored, manager._loads(payload))
+    visit = request[_VISIT] = _Visit(manager, None, request)
     visit.session = session
     return session
 
@@ -165,21 +167,23 @@ def freeze(app: web.Application) -> Iterator[Clock]:
         RuntimeError: neither the app nor a sub-app has `setup`, or one keeps its sessions in a storage that was
             written for aiohttp-session, which goes by the time of the machine.
     """
-    keepers = [one[_KEEPER] for one in (app, *_apps_below(app)) if _KEEPER in one]
-    if not keepers:
+    managers = [one[_MANAGER] for one in (app, *_apps_below(app)) if _MANAGER in one]
+    if not managers:
         raise _no_setup(app)
-    foreign = next((one for one in keepers if not isinstance(one, BaseKeeper)), None)
+    foreign = next((one for one in managers if not isinstance(one, BaseManager)), None)
     if foreign is not None:
         raise RuntimeError(
             f"{foreign!r} goes by a clock that cannot be moved: its storage is of aiohttp-session's kind"
         )
     storages: list[Any] = [
-        one.storage for one in keepers if isinstance(one, Manager) and callable(getattr(one.storage, "clock", None))
+        one.storage
+        for one in managers
+        if isinstance(one, StorageSessionManager) and callable(getattr(one.storage, "clock", None))
     ]
-    before = [(one, one.clock) for one in (*keepers, *storages)]
-    clock = Clock(keepers[0].clock())
-    for keeper in keepers:
-        keeper.clock = lambda: clock.now
+    before = [(one, one.clock) for one in (*managers, *storages)]
+    clock = Clock(managers[0].clock())
+    for manager in managers:
+        manager.clock = lambda: clock.now
     for storage in storages:
         storage.clock = _follow(clock, storage.clock())
     try:
@@ -195,18 +199,18 @@ def _follow(clock: Clock, now: float) -> Callable[[], float]:
     return lambda: now + (clock.now - began)
 
 
-def _keeper(client: Client, app: web.Application | None) -> Keeper:
+def _manager(client: Client, app: web.Application | None) -> SessionManager:
     found = client.app if app is None else app
     if found is None:
         raise RuntimeError("the client's server has no app; name the one that setup was called on: app=…")
-    if _KEEPER not in found:
+    if _MANAGER not in found:
         raise _no_setup(found)
     if not client.server.started or client.server.closed:
         raise RuntimeError(
             "the client's server is not running; use `async with TestClient(TestServer(app)) as client:`"
         )
-    keeper: Keeper = found[_KEEPER]
-    return keeper
+    manager: SessionManager = found[_MANAGER]
+    return manager
 
 
 def _no_setup(app: web.Application) -> RuntimeError:
@@ -231,10 +235,10 @@ def _sent(client: Client, url: URL) -> str:
     return "; ".join(f"{name}={cookie.coded_value}" for name, cookie in cookies.items())
 
 
-def _leave_out_foreign_domain(keeper: Keeper, url: URL) -> None:
-    domain = (keeper.cookie.domain or "").lstrip(".")
+def _leave_out_foreign_domain(manager: SessionManager, url: URL) -> None:
+    domain = (manager.cookie.domain or "").lstrip(".")
     if domain and not f".{url.host}".endswith(f".{domain}"):
-        keeper.cookie = replace(keeper.cookie, domain=None)
+        manager.cookie = replace(manager.cookie, domain=None)
 
 
 def _cookie_of(header: str) -> SimpleCookie:

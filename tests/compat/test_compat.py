@@ -55,7 +55,7 @@ def alias(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in sys.modules if DEPENDENTS.match(name)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("sys.meta_path", [*sys.meta_path])
-    monkeypatch.setattr(middleware, "on_keeper", [])
+    monkeypatch.setattr(middleware, "on_manager", [])
     compat.install_as_aiohttp_session()
     yield
     for name in [name for name in sys.modules if DEPENDENTS.match(name)]:
@@ -1053,7 +1053,7 @@ TRY = "try: {}\nexcept {} as error: print(error)\n"
             "compat.install_as_aiohttp_session()\nimport aiohttp_session, aiohttp_session.cookie_storage\n"
             "from aiohttp_session.redis_storage import RedisStorage\n"
             "from aiohttp_session import cookie_storage, memcached_storage, nacl_storage\n"
-            "print(aiohttp_session is compat, RedisStorage is compat.RedisStorage, len(middleware.on_keeper), "
+            "print(aiohttp_session is compat, RedisStorage is compat.RedisStorage, len(middleware.on_manager), "
             "cookie_storage.__spec__.name, cookie_storage.EncryptedCookieStorage is compat.EncryptedCookieStorage)\n"
             + TRY.format("import aiohttp_session.nothing", "ModuleNotFoundError"),
             "True True 1 aiohttp_store.compat.cookie_storage True\nNo module named 'aiohttp_session.nothing'",

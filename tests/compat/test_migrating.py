@@ -26,10 +26,10 @@ from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
 
 from aiohttp_store import ConfigError, Cookie, get_session, get_storage, new_session, session_middleware, setup
-from aiohttp_store._engine.manager import Manager
-from aiohttp_store._lifecycle.middleware import _KEEPER
-from aiohttp_store._takeover.legacy import HoldsFormer
-from aiohttp_store._takeover.takeover import MigratingManager
+from aiohttp_store._engine.manager import StorageSessionManager
+from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store._takeover.legacy import LegacySource
+from aiohttp_store._takeover.takeover import TakeoverManager
 from aiohttp_store.storages import storage_from_url
 
 from ..conftest import STORAGES, AiohttpServer, Servers, new_url
@@ -314,8 +314,8 @@ async def test_logouts_under_made_up_ids_fill_no_storage(move: Move) -> None:
 async def held(server: TestServer, old_id: str, *, has_read: bool) -> AsyncIterator[asyncio.Task[Answer]]:
     """Hold a request, before or after it has read the old record, until the end of the block."""
     storage = get_storage(server.app)
-    assert isinstance(storage, HoldsFormer)
-    read, is_there, goes_on = storage.read_former, asyncio.Event(), asyncio.Event()
+    assert isinstance(storage, LegacySource)
+    read, is_there, goes_on = storage.read_legacy, asyncio.Event(), asyncio.Event()
 
     async def read_and_wait(key: str) -> Any:
         value = await read(key) if has_read else None
@@ -323,7 +323,7 @@ async def held(server: TestServer, old_id: str, *, has_read: bool) -> AsyncItera
         await goes_on.wait()
         return value if has_read else await read(key)
 
-    storage.read_former = read_and_wait  # type: ignore[method-assign]
+    storage.read_legacy = read_and_wait  # type: ignore[method-assign]
     late = asyncio.create_task(ask(server, AIOHTTP_SESSION=old_id))
     await is_there.wait()
     yield late
@@ -435,8 +435,8 @@ async def test_a_cookie_that_names_no_session_of_the_old_app_is_an_anonymous_vis
     ours = await move.our_app(f"&migrate_ids={ids}")
     known = (await ask(ours, "set=user&to=eve")).ours
     storage = get_storage(ours.app)
-    manager = ours.app[_KEEPER]
-    assert isinstance(manager, Manager)
+    manager = ours.app[_MANAGER]
+    assert isinstance(manager, StorageSessionManager)
     prefix = getattr(storage, "prefix", "")
     value: str | bytes
     for value in (
@@ -581,12 +581,12 @@ async def test_nobody_is_given_a_session_before_the_old_record_is_removed(move: 
     failing, ours = await move.our_app(), await move.our_app()
     written = await move.old.get(f"{OLD}_{old_id}")
     storage = get_storage(failing.app)
-    assert isinstance(storage, HoldsFormer)
+    assert isinstance(storage, LegacySource)
 
     async def fail(key: str) -> None:
         raise ConnectionResetError("lost")
 
-    storage.remove_former = fail  # type: ignore[method-assign]
+    storage.remove_legacy = fail  # type: ignore[method-assign]
     assert (await ask(failing, AIOHTTP_SESSION=old_id)).status == 500
     assert await move.old.get(f"{OLD}_{old_id}") == written
     assert (await ask(ours, AIOHTTP_SESSION=old_id)).data == DATA
@@ -615,8 +615,8 @@ async def test_a_note_lasts_as_long_as_a_session_that_is_not_used(move: Move) ->
     for server in ours:
         before = set(await move.old.client.keys("*"))
         given = (await ask(server, AIOHTTP_SESSION=await move.visited())).ours
-        manager = server.app[_KEEPER]
-        assert isinstance(manager, Manager)
+        manager = server.app[_MANAGER]
+        assert isinstance(manager, StorageSessionManager)
         session_key = manager._key(given).encode()
         (note,) = [key for key in set(await move.old.client.keys("*")) - before if not key.endswith(session_key)]
         left.append(await move.old.client.ttl(note))
@@ -646,7 +646,7 @@ async def test_a_request_with_our_cookie_or_that_asks_for_no_session_costs_nothi
 async def test_an_app_that_takes_nothing_over_has_the_plain_manager(servers: Servers, holding: str) -> None:
     app = web.Application()
     setup(app, new_url(servers, holding))
-    assert type(app[_KEEPER]) is Manager
+    assert type(app[_MANAGER]) is StorageSessionManager
 
 
 @pytest.mark.parametrize(
@@ -686,8 +686,8 @@ def test_setup_says_that_sessions_are_taken_over(caplog: pytest.LogCaptureFixtur
 def test_sentinels_and_sockets_take_over_as_well() -> None:
     for url in ("redis+unix:///s", "redis+sentinel://h/s", "rediss://h", "valkey://h"):
         storage = storage_from_url(f"{url}?migrate=aiohttp_session")
-        assert isinstance(storage, HoldsFormer)
-        assert storage.former is not None
+        assert isinstance(storage, LegacySource)
+        assert storage.legacy is not None
 
 
 def test_the_guides_set_up_is_one() -> None:
@@ -695,6 +695,6 @@ def test_the_guides_set_up_is_one() -> None:
     example = next(block.code for block in python if "?migrate=aiohttp_session" in block.code)
     told: dict[str, Any] = {}
     exec(example, told)
-    manager = told["app"][_KEEPER]
-    assert isinstance(manager, MigratingManager)
+    manager = told["app"][_MANAGER]
+    assert isinstance(manager, TakeoverManager)
     assert (manager._idle_timeout, manager.cookie.persistent) == (30 * 86_400, True)

@@ -20,11 +20,11 @@ import pytest
 import aiohttp_store
 from aiohttp_store import Cookie, Storage, StorageURL
 from aiohttp_store._engine import cookie_manager as client_side
-from aiohttp_store._engine.keeper import IDLE_TIMEOUT, PROLONG_AFTER
-from aiohttp_store._engine.manager import Manager
+from aiohttp_store._engine.base import IDLE_TIMEOUT, PROLONG_AFTER
+from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._engine.merge import merge
-from aiohttp_store._lifecycle.middleware import _KEEPER, RETRY_AFTER
-from aiohttp_store._log import SELDOM
+from aiohttp_store._lifecycle.middleware import _MANAGER, RETRY_AFTER
+from aiohttp_store._log import THROTTLE
 from aiohttp_store.codec import MAX_DEPTH
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE, MIN_SECRET
 from aiohttp_store.storages import _EXTRAS, SCHEMES, memcached, memory, mongodb, mysql, redis, sqlite
@@ -59,7 +59,7 @@ def test_each_demand_of_the_security_page_has_a_test_or_is_left_to_the_app() -> 
 
 def test_the_documented_defaults_are_the_codes() -> None:
     documented: dict[str, str] = dict(table(SECURITY, "setting", "default"))
-    manager = Manager(MemoryStorage())
+    manager = StorageSessionManager(MemoryStorage())
     assert documented["``idle_timeout``"] == f"{manager._idle_timeout:.0f} seconds"
     assert documented["``lifetime``"] == ("none" if manager._lifetime == math.inf else manager._lifetime)
     assert documented["least bytes of a secret"] == str(MIN_SECRET)
@@ -72,7 +72,7 @@ def test_the_documented_defaults_are_the_codes() -> None:
 async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aiohttp_client: AiohttpClient) -> None:
     made: dict[str, Any] = {}
     exec(redirected(python_of(SECURITY), {"redis": servers.url("redis")}), made)
-    manager = made["app"][_KEEPER]
+    manager = made["app"][_MANAGER]
     assert (manager._idle_timeout, manager._lifetime) == (15 * 60, 12 * 3600)
     client = await aiohttp_client(made["app"])
     async with client.post("/login", data={"user": "ann", "password": "wröng"}) as response:
@@ -100,7 +100,7 @@ async def test_ids_have_256_bits_from_the_systems_random_source(monkeypatch: pyt
     monkeypatch.setattr("secrets.token_bytes", token_bytes)  # what token_urlsafe encodes
     ids = []
     for _ in range(100):
-        session = aiohttp_store.Session(Manager(MemoryStorage()), {"a": 1})
+        session = aiohttp_store.Session(StorageSessionManager(MemoryStorage()), {"a": 1})
         await session.save()
         assert session.identity is not None
         ids.append(base64.urlsafe_b64decode(f"{session.identity}="))
@@ -153,8 +153,8 @@ def logged() -> dict[str, tuple[str, str]]:
             if not isinstance(node, ast.Call):
                 continue
             match node.func, node.args:
-                case ast.Name("once" | "seldom" as way), [ast.Attribute(_, level), message, *_]:
-                    often = {"once": "once", "seldom": "once a minute"}[way]
+                case ast.Name("log_once" | "log_throttled" as way), [ast.Attribute(_, level), message, *_]:
+                    often = {"log_once": "once", "log_throttled": "once a minute"}[way]
                 case ast.Attribute(ast.Name("logger"), level), [message, *_]:
                     often = "each time"
                 case _:
@@ -190,7 +190,7 @@ def test_the_log_table_names_each_warning_with_its_level_and_how_often_it_comes(
         (SESSION, "its ``timeout`` (2 seconds)", Storage.timeout, 2),
         (SESSION, "``Retry-After: 1``", RETRY_AFTER, 1),
         (SESSION, "Up to 4 that have the form of ours", MAX_LOOKED_AT, 4),
-        (SESSION, "- once a minute", SELDOM, 60),
+        (SESSION, "- once a minute", THROTTLE, 60),
         (CONCURRENCY, "one ``timeout`` of the storage (2 seconds)", Storage.timeout, 2),
     ],
 )

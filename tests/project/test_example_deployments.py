@@ -24,9 +24,9 @@ from aiohappyeyeballs import AddrInfoType
 from aiohttp import ClientResponse, ClientSession, CookieJar, FormData, TCPConnector, WSMsgType, web
 from yarl import URL
 
-from aiohttp_store._engine.manager import Manager
+from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._lifecycle.middleware import RETRY_AFTER
-from aiohttp_store._log import SELDOM
+from aiohttp_store._log import THROTTLE
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.redis import TCPOptions
 
@@ -398,11 +398,11 @@ async def test_a_process_that_is_killed_costs_no_visitor_a_session_or_an_error(n
 def test_the_numbers_of_the_page_are_the_codes() -> None:
     page = " ".join((ROOT / "docs/deployment.rst").read_text().split())
     waiting = inspect.signature(web.run_app).parameters["shutdown_timeout"].default
-    closing = re.findall(r"within (\w+) of its `timeout`", Manager.close.__doc__ or "")
+    closing = re.findall(r"within (\w+) of its `timeout`", StorageSessionManager.close.__doc__ or "")
     for text in (
         f"Retry-After: {RETRY_AFTER}``",
         f"``shutdown_timeout`` at most ({waiting:g} seconds)",
         f"within {closing[0]} times its ``timeout``, {6 * TCPOptions().timeout:g} seconds with the default",
     ):
         assert text in page
-    assert (SELDOM, "is logged once a minute" in page) == (60, True)
+    assert (THROTTLE, "is logged once a minute" in page) == (60, True)

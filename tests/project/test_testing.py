@@ -23,8 +23,8 @@ from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
 from aiohttp_store import Cookie, Session, get_session, get_storage, new_session, setup, testing
-from aiohttp_store._engine.manager import Manager
-from aiohttp_store._lifecycle.middleware import _KEEPER
+from aiohttp_store._engine.manager import StorageSessionManager
+from aiohttp_store._lifecycle.middleware import _MANAGER
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
@@ -188,7 +188,7 @@ async def test_a_remembered_client_outlives_the_apps_idle_timeout() -> None:
             assert cookie["max-age"] == str(30 * 86_400)
 
 
-class OtherKeeper(Manager):
+class OtherManager(StorageSessionManager):
     """Says what the browser must know as handlers do: aiohttp makes headers of it when it sends the response."""
 
     hosts: frozenset[str] = frozenset()
@@ -201,14 +201,14 @@ class OtherKeeper(Manager):
             response.set_cookie(name, value)
 
 
-async def test_any_keeper_is_asked_as_by_the_clients_request_and_its_cookies_are_taken() -> None:
+async def test_any_manager_is_asked_as_by_the_clients_request_and_its_cookies_are_taken() -> None:
     app = make_app(cookie=Cookie(path="/shop"))
-    keeper: Any = app[_KEEPER]
-    keeper.__class__ = OtherKeeper
+    manager: Any = app[_MANAGER]
+    manager.__class__ = OtherManager
     async with client_of("shop.example", app) as client:
         await sign_in(client, ANN)
         assert await get(client, "/shop/read") == ANN
-        assert keeper.hosts == {client.make_url("/").authority}
+        assert manager.hosts == {client.make_url("/").authority}
 
 
 async def test_each_app_with_a_setup_of_its_own_has_its_own_visitor_and_one_clock() -> None:
@@ -412,7 +412,7 @@ async def test_the_clock_goes_on_after_its_block_and_a_clock_within_another_from
                 assert inner.now == clock.now
                 assert (await session_of(client), await stored(client)) == ({}, False)
         assert (await session_of(client), await stored(client)) == (ANN, True)
-        assert app[_KEEPER].clock is time.time
+        assert app[_MANAGER].clock is time.time
 
 
 async def test_a_servers_record_outlives_the_session_that_the_clock_has_ended(storage_url: str) -> None:

@@ -70,13 +70,13 @@ FAULTS = [
     Fault(
         "a merge forgets which data it rests on",
         "_engine/manager.py",
-        "session._stored = stored._replace(version=record.version, envelope=envelope)",
-        "session._stored = stored._replace(version=record.version)",
+        "session._snapshot = stored._replace(version=record.version, envelope=envelope)",
+        "session._snapshot = stored._replace(version=record.version)",
     ),
     Fault(
         "a renewal leaves the old id alive",
         "_engine/manager.py",
-        "outcome = await self._batcher.save(Write(stored.key, stored.version, MOVED, self._longest_trip()))",
+        "outcome = await self._batcher.save(Write(stored.key, stored.version, TOMBSTONE, self._longest_trip()))",
         'outcome = Saved(b"")',
     ),
     Fault(
@@ -94,7 +94,7 @@ FAULTS = [
     Fault(
         "a logout deletes nothing",
         "session.py",
-        "            self._doomed += (self._stored.key,)\n",
+        "            self._doomed += (self._snapshot.key,)\n",
         "            pass\n",
     ),
     Fault(
@@ -132,30 +132,30 @@ FAULTS = [
     Fault(
         "what was read again keeps the data of before",
         "_engine/manager.py",
-        "session._data, session._stored = read._data, read._stored",
-        "session._stored = read._stored",
+        "session._data, session._snapshot = read._data, read._snapshot",
+        "session._snapshot = read._snapshot",
     ),
     Fault(
         "the idle timeout does not end a session",
-        "_engine/keeper.py",
+        "_engine/base.py",
         "return min(written + (idle_timeout or self._idle_timeout), created + self._lifetime)",
         "return min(written + 10 * (idle_timeout or self._idle_timeout), created + self._lifetime)",
     ),
     Fault(
         "the lifetime does not end a session",
-        "_engine/keeper.py",
+        "_engine/base.py",
         "return min(written + (idle_timeout or self._idle_timeout), created + self._lifetime)",
         "return written + (idle_timeout or self._idle_timeout)",
     ),
     Fault(
         "a session that is only read is not prolonged",
-        "_engine/keeper.py",
+        "_engine/base.py",
         "is_due = session._extend and",
         "is_due = False and",
     ),
     Fault(
         "changes of nested values are not seen",
-        "_engine/keeper.py",
+        "_engine/base.py",
         "if (session._touched or session._exposed) and (changes",
         "if session._touched and (changes",
     ),
@@ -211,8 +211,8 @@ FAULTS = [
     Fault(
         "a writer never gives the lock back after an outage",
         "_engine/locks.py",
-        "        try:\n            yield\n        finally:\n            self.give(name)\n",
-        "        yield\n        self.give(name)\n",
+        "        try:\n            yield\n        finally:\n            self.release(name)\n",
+        "        yield\n        self.release(name)\n",
     ),
 ]
 

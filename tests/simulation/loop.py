@@ -28,7 +28,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        self._turns = 0
+        self._locks = 0
         self._selector = self
         self.set_debug(False)
 
@@ -38,8 +38,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def select(self, timeout: float | None) -> list[Any]:
         """Let the time pass for which the loop has nothing to do."""
-        self._turns = 0 if timeout else self._turns + 1
-        if timeout is None or self._now > LATEST or self._turns > RESTLESS:
+        self._locks = 0 if timeout else self._locks + 1
+        if timeout is None or self._now > LATEST or self._locks > RESTLESS:
             raise StandstillError
         self._now += timeout
         return []

@@ -24,8 +24,8 @@ from aiohttp_store import (
     get_session,
     new_session,
 )
-from aiohttp_store._lifecycle.middleware import _KEEPER
-from aiohttp_store.codec import MOVED, Envelope
+from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store.codec import TOMBSTONE, Envelope
 from aiohttp_store.cookie import key_of_id
 
 from ..support.remote import kept
@@ -127,7 +127,7 @@ class Process:
             idle_timeout=plan.idle_timeout,
             lifetime=plan.lifetime,
         )
-        self.app[_KEEPER].clock = self.clock
+        self.app[_MANAGER].clock = self.clock
         self.runner = web.AppRunner(
             self.app,
             handle_signals=False,
@@ -296,7 +296,7 @@ class World:
         for server in self.servers:
             keys = list(kept(server.memory))
             for key, record in zip(keys, server.memory.load_now(keys), strict=True):
-                if record is not None and record.data != MOVED:
+                if record is not None and record.data != TOMBSTONE:
                     found[key] = json.loads(Envelope.unpack(record.data).payload)
         return found
 

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from aiohttp_store import Cookie, Saved, Session, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
-from aiohttp_store._engine.locks import Turns
-from aiohttp_store._engine.manager import Manager
-from aiohttp_store._lifecycle.middleware import _KEEPER
+from aiohttp_store._engine.locks import WriterLock
+from aiohttp_store._engine.manager import StorageSessionManager
+from aiohttp_store._lifecycle.middleware import _MANAGER
 from aiohttp_store.codec import JSONCodec
 from aiohttp_store.testing import freeze
 
@@ -141,7 +141,7 @@ async def test_a_request_that_only_read_is_no_conflict(on_conflict: str, serve: 
 async def test_prolonging_is_no_conflict(on_conflict: str, serve: Serve) -> None:
     client = await start(serve, "memory://", on_conflict=on_conflict)
     assert client.app is not None
-    manager = client.app[_KEEPER]
+    manager = client.app[_MANAGER]
     await send(client, "/put", a=1)
     late = asyncio.create_task(send(client, "/put?wait=go", mine=1))
     await EVENTS["go loaded"].wait()
@@ -337,7 +337,7 @@ async def test_writers_of_one_session_queue_up_instead_of_spinning_on_the_server
 class Steps(Remote):
     """A storage whose saves go through the steps of a test, one after the other."""
 
-    turns: Turns[Any]
+    turns: WriterLock[Any]
     """Those of the first app."""
 
     def __init__(self) -> None:
@@ -369,9 +369,9 @@ async def start_two(serve: Serve, storage: Steps | None = None, **options: Any) 
     same.memory = storage.memory
     client, other = await start(serve, storage, **options), await start(serve, same, **options)
     assert client.app is not None
-    manager = client.app[_KEEPER]
-    assert isinstance(manager, Manager)
-    storage.turns = manager._turns
+    manager = client.app[_MANAGER]
+    assert isinstance(manager, StorageSessionManager)
+    storage.turns = manager._locks
     assert await send(other, "/put", a=1) == 200
     client.session.cookie_jar.update_cookies({cookie.key: cookie.value for cookie in other.session.cookie_jar})
     return storage, client, other

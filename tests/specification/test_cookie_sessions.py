@@ -33,8 +33,8 @@ from aiohttp_store import (
     session_middleware,
     setup,
 )
-from aiohttp_store._engine.cookie_manager import MAX_INFLATED, ClientSide, Seal
-from aiohttp_store._lifecycle.middleware import _KEEPER
+from aiohttp_store._engine.cookie_manager import MAX_INFLATED, CookieSessionManager, Seal
+from aiohttp_store._lifecycle.middleware import _MANAGER
 from aiohttp_store.codec import Envelope
 
 from ..conftest import AiohttpClient, AiohttpServer, Client, Serve
@@ -145,22 +145,22 @@ _borrow(test_identity, "test_two_live_sessions_in_one_request_are_nobodys")
 # One keeper, without an app around it.
 
 
-def keeper_of(url: str = "cookie://", **options: Any) -> ClientSide:
-    return ClientSide(StorageURL.parse(url), **{"secret": SECRET, **options})
+def keeper_of(url: str = "cookie://", **options: Any) -> CookieSessionManager:
+    return CookieSessionManager(StorageURL.parse(url), **{"secret": SECRET, **options})
 
 
-async def sealed(keeper: ClientSide, data: dict[str, Any]) -> str:
+async def sealed(manager: CookieSessionManager, data: dict[str, Any]) -> str:
     """Give the value of the cookie that a new session with this data leaves with."""
     request, response = make_mocked_request("GET", "/"), web.Response()
-    session = await keeper.load(request)
+    session = await manager.load(request)
     session.update(data)
-    await keeper.save(request, response, session)
+    await manager.save(request, response, session)
     return value_in(response.headers["Set-Cookie"])
 
 
-async def opened(keeper: ClientSide, *values: str, name: str = "session") -> dict[str, Any]:
+async def opened(manager: CookieSessionManager, *values: str, name: str = "session") -> dict[str, Any]:
     cookies = "; ".join(f"{name}={value}" for value in values)
-    return dict(await keeper.load(make_mocked_request("GET", "/", headers={"Cookie": cookies})))
+    return dict(await manager.load(make_mocked_request("GET", "/", headers={"Cookie": cookies})))
 
 
 def value_in(header: str) -> str:
@@ -189,23 +189,23 @@ JSON = st.dictionaries(
 @pytest.mark.parametrize("url", ["cookie://", "cookie://?compress=true"])
 @given(JSON)
 async def test_any_data_comes_back(url: str, data: dict[str, Any]) -> None:
-    keeper = keeper_of(url)
+    manager = keeper_of(url)
     try:
-        value = await sealed(keeper, data)
+        value = await sealed(manager, data)
     except SessionTooLarge:
         assume(False)
-    assert await opened(keeper, value) == data
+    assert await opened(manager, value) == data
 
 
 async def test_a_cookie_with_another_bit_or_character_is_nobodys() -> None:
-    keeper = keeper_of()
-    value = await sealed(keeper, {"user": "ann"})
+    manager = keeper_of()
+    value = await sealed(manager, {"user": "ann"})
     genuine = octets(value)
     assert b"ann" not in genuine
     for bit in range(len(genuine) * 8):
         flipped = bytearray(genuine)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert await opened(keeper, text(bytes(flipped))) == {}, bit
+        assert await opened(manager, text(bytes(flipped))) == {}, bit
     for position in range(len(value)):
         for character in string.ascii_letters + string.digits + "-_":
             altered = value[:position] + character + value[position + 1 :]
@@ -214,16 +214,16 @@ async def test_a_cookie_with_another_bit_or_character_is_nobodys() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 async def test_no_last_character_has_a_second_spelling(length: int) -> None:
-    keeper = keeper_of()
-    value = await sealed(keeper, {"a": "x" * length})
-    same = [last for last in string.printable if await opened(keeper, value[:-1] + last)]
+    manager = keeper_of()
+    value = await sealed(manager, {"a": "x" * length})
+    same = [last for last in string.printable if await opened(manager, value[:-1] + last)]
     assert same == [value[-1]]
 
 
 async def test_what_another_secret_name_or_hand_made_is_nobodys() -> None:
-    keeper = keeper_of()
-    value = await sealed(keeper, {"user": "ann"})
-    assert await opened(keeper, value) == {"user": "ann"}
+    manager = keeper_of()
+    value = await sealed(manager, {"user": "ann"})
+    assert await opened(manager, value) == {"user": "ann"}
     assert await opened(keeper_of(secret=OTHER), value) == {}
     assert await opened(keeper_of(cookie=Cookie(name="other")), value, name="other") == {}
     envelope = Envelope(2e9, 2e9, None, b'{"user":"ann"}').pack()
@@ -234,7 +234,7 @@ async def test_what_another_secret_name_or_hand_made_is_nobodys() -> None:
         *(text(bytes(padding) + envelope) for padding in (0, 17, 44, 61)),
         test_identity.SECRETS[0],
     ):
-        assert await opened(keeper, forged) == {}, forged
+        assert await opened(manager, forged) == {}, forged
 
 
 def test_no_two_sealings_share_a_salt_or_a_nonce() -> None:
@@ -244,12 +244,12 @@ def test_no_two_sealings_share_a_salt_or_a_nonce() -> None:
 
 
 async def test_at_most_four_cookies_are_looked_at_and_one_twice_is_one() -> None:
-    keeper = keeper_of()
-    value = await sealed(keeper, {"a": 1})
+    manager = keeper_of()
+    value = await sealed(manager, {"a": 1})
     junk = text(bytes(200))
-    assert await opened(keeper, "junk", junk, junk, "", junk, value) == {"a": 1}
-    assert await opened(keeper, junk, junk, junk, junk, value) == {}
-    assert await opened(keeper, value, value) == {"a": 1}
+    assert await opened(manager, "junk", junk, junk, "", junk, value) == {"a": 1}
+    assert await opened(manager, junk, junk, junk, junk, value) == {}
+    assert await opened(manager, value, value) == {"a": 1}
 
 
 HEADER = Envelope(2e9, 2e9, None, b"").pack()
@@ -271,10 +271,10 @@ HEADER = Envelope(2e9, 2e9, None, b"").pack()
 async def test_what_was_sealed_and_cannot_be_read_is_nobodys(
     content: bytes, logged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = keeper_of()
+    manager = keeper_of()
     caplog.clear()
     for _ in range(3):
-        assert await opened(keeper, Seal("session", SECRET).close(content)) == {}
+        assert await opened(manager, Seal("session", SECRET).close(content)) == {}
     assert len(caplog.records) == 1
     assert logged in caplog.text
 
@@ -282,7 +282,7 @@ async def test_what_was_sealed_and_cannot_be_read_is_nobodys(
 async def test_compressed_and_plain_cookies_are_read_by_both_settings() -> None:
     plain, compressing = keeper_of(), keeper_of("cookie://?compress=true")
     long: dict[str, Any] = {"a": "tea and milk " * 100}
-    values = [await sealed(keeper, long) for keeper in (plain, compressing)]
+    values = [await sealed(manager, long) for manager in (plain, compressing)]
     assert len(values[1]) < len(values[0]) / 5
     for value in values:
         assert await opened(plain, value) == await opened(compressing, value) == long
@@ -696,7 +696,7 @@ async def test_no_log_line_holds_a_cookie(serve: Serve, caplog: pytest.LogCaptur
     ]
     assert not [line for line in ours for value in values if value and value[:16] in line]
     app: Any = client.app
-    assert SECRET not in repr(vars(app[_KEEPER]))
+    assert SECRET not in repr(vars(app[_MANAGER]))
 
 
 async def fill(request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
-from aiohttp_store._lifecycle.middleware import _KEEPER
+from aiohttp_store._lifecycle.middleware import _MANAGER
 from aiohttp_store.cookie import key_of_id
 
 from ..conftest import ONE_SERVER, Client, Serve
@@ -108,8 +108,8 @@ async def held(client: Client, barrier: Barrier, then: str, cookie: str) -> asyn
 
 async def live_ids(client: Client, *cookies: str) -> list[str]:
     assert client.app is not None
-    keeper: Any = client.app[_KEEPER]
-    while tasks := keeper._tasks:
+    manager: Any = client.app[_MANAGER]
+    while tasks := manager._tasks:
         await asyncio.wait(tasks)  # what nobody knows any more is deleted beside the requests
     ids = [id_of(cookie) for cookie in cookies]
     records = await get_storage(client.app).load([key_of_id(one) for one in ids])

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 
-from .._log import logger, once, seldom
+from .._log import log_once, log_throttled, logger
 from ..codec import Codec, Envelope, JSONCodec, UndecodableError
 from ..cookie import MAX_AGE, Cookie, CookieFinder, add_vary, forbid_caching
 from ..errors import ConfigError
-from ..session import Duration, Keeper, Session, Stored, seconds
+from ..session import Duration, Session, SessionManager, Snapshot, seconds
 from .merge import merge
 
-__all__ = ["IDLE_TIMEOUT", "PROLONG_AFTER", "BaseKeeper"]
+__all__ = ["IDLE_TIMEOUT", "PROLONG_AFTER", "BaseManager"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ IDLE_TIMEOUT = 86_400.0
 _LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
 
 
-class BaseKeeper(Keeper):
+class BaseManager(SessionManager):
     """Knows how long sessions live, whether they have changed, and how to speak of them in headers."""
 
     keeps_in_cookie = False
@@ -53,9 +53,9 @@ class BaseKeeper(Keeper):
 
     def _live_one_of(self, found: Sequence[Session]) -> Session:
         """Give the one session that lives, of those whose cookies a request carried; else a new one."""
-        live = [session for session in found if session._stored is not None]
+        live = [session for session in found if session._snapshot is not None]
         if len(live) > 1:
-            seldom(
+            log_throttled(
                 logger.warning,
                 "a request carried %d live sessions in cookies %r; it is treated as anonymous. A sibling domain may "
                 "have set one of them, which a name that begins with __Host- prevents",
@@ -86,7 +86,7 @@ class BaseKeeper(Keeper):
         """Tell whether the handler changed the session, or asked for its end or renewal."""
         if session._doomed or session._renewals:
             return True
-        draft, stored = self._draft(session), session._stored
+        draft, stored = self._draft(session), session._snapshot
         return draft is not None and (stored is None or draft != stored.envelope.payload)
 
     def _changed_by(self, session: Session, change: Callable[[Session], T]) -> T:
@@ -106,7 +106,7 @@ class BaseKeeper(Keeper):
 
     def _draft(self, session: Session) -> bytes | None:
         """Give the encoded data that is to be written, empty for a removal; `None` where there is nothing to do."""
-        stored = session._stored
+        stored = session._snapshot
         if session._gone:
             return None
         if not session._data:
@@ -122,7 +122,7 @@ class BaseKeeper(Keeper):
         is_due = session._extend and abs(self.clock() - envelope.written) > self._due_after(envelope)
         return envelope.payload if is_due else None
 
-    def _changes(self, session: Session, stored: Stored) -> bytes | None:
+    def _changes(self, session: Session, stored: Snapshot) -> bytes | None:
         """Give the encoded data if it is not what is stored; times do not count."""
         payload = self._encode(session._data)
         if payload == stored.envelope.payload:
@@ -133,7 +133,7 @@ class BaseKeeper(Keeper):
     def _first_envelope(self, session: Session, payload: bytes) -> Envelope:
         return Envelope(session._created, self.clock(), session._idle_timeout, payload)
 
-    def _next_envelope(self, session: Session, stored: Stored, payload: bytes) -> Envelope:
+    def _next_envelope(self, session: Session, stored: Snapshot, payload: bytes) -> Envelope:
         written = self.clock() if session._extend else stored.envelope.written
         return Envelope(session._created, written, session._idle_timeout, payload)
 
@@ -163,7 +163,7 @@ class BaseKeeper(Keeper):
         add_vary(response.headers)
         if session._gone:
             return
-        stored = session._stored
+        stored = session._snapshot
         if stored is None:
             if (session._cookie_id is not None or session._ended) and self._reader.is_in(request.headers):
                 self._set_cookie(request, response, "", 0)
@@ -171,13 +171,13 @@ class BaseKeeper(Keeper):
             self._set_cookie(request, response, value, self._max_age(stored))
 
     @abstractmethod
-    def _value_to_send(self, session: Session, stored: Stored) -> str | None:
+    def _value_to_send(self, session: Session, stored: Snapshot) -> str | None:
         """Give what the session's cookie is to hold, if the browser is to be sent one."""
 
-    def _is_persistent(self, stored: Stored) -> bool:
+    def _is_persistent(self, stored: Snapshot) -> bool:
         return self.cookie.persistent or stored.envelope.idle_timeout is not None
 
-    def _max_age(self, stored: Stored) -> int | None:
+    def _max_age(self, stored: Snapshot) -> int | None:
         if not self._is_persistent(stored):
             return None
         ends = self._ends(stored.envelope)
@@ -193,7 +193,7 @@ class BaseKeeper(Keeper):
         response.headers.add(hdrs.SET_COOKIE, self.cookie.header(value, secure=secure, max_age=max_age))
         taken_out = forbid_caching(response.headers)
         if taken_out:
-            once(
+            log_once(
                 logger.warning,
                 "Cache-Control: %s was taken from a response that sets the session's cookie",
                 ", ".join(taken_out),
@@ -201,13 +201,13 @@ class BaseKeeper(Keeper):
 
     def _warn_of_plain_http(self, request: web.BaseRequest) -> None:
         if self.cookie.secure is True and not _LOCAL_HOST.match(request.host):
-            once(
+            log_once(
                 logger.warning,
                 "the session's cookie is for https only, and this request came by http, so browsers drop it; "
                 "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
             )
         elif self.cookie.secure == "auto" and request.headers.get(hdrs.X_FORWARDED_PROTO, "").lower() == "https":
-            once(
+            log_once(
                 logger.warning,
                 "a proxy says that the browser uses https, but such headers are not trusted, so the session's cookie "
                 "is sent without Secure; let aiohttp-remotes set the request's scheme",
