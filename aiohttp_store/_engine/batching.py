@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ..errors import StorageUnavailable
 from ..storage import Immediate, Outcome, Record, Sharded, Storage, Write, timed_out
 
-__all__ = ["Batcher", "ShardedBatcher"]
+__all__ = ["AnyBatcher", "Batcher", "ShardedBatcher"]
 
 MAX_TRIPS = 2
 """Round trips of one kind under way at once, so that a stalled one does not hold the next."""
@@ -129,6 +129,9 @@ class ShardedBatcher(Generic[Asked, Found]):
         if batcher is None:  # servers may join while we run
             batcher = self._batchers[shard] = Batcher(shard, self._read, self._left)
         return batcher
+
+
+AnyBatcher = Batcher[Any, Any] | ShardedBatcher[Any, Any]
 
 
 class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):

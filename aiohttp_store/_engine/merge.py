@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["merge"]
+__all__ = ["is_same", "merge"]
 
 _ABSENT: Final = object()
 
@@ -21,16 +21,16 @@ def merge(base: dict[str, Any], mine: dict[str, Any], theirs: dict[str, Any]) ->
         if isinstance(here, dict) and isinstance(there, dict):
             chosen: Any = merge(old if isinstance(old, dict) else {}, here, there)
         else:
-            chosen = there if _same(old, here) else here
+            chosen = there if is_same(old, here) else here
         if chosen is not _ABSENT:
             merged[key] = chosen
     return merged
 
 
-def _same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
     """Compare as JSON does, where `1`, `1.0` and `true` are three values."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(is_same(value, other[key]) for key, value in one.items())
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(is_same, one, other))
     return type(one) is type(other) and bool(one == other)

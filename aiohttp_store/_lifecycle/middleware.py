@@ -11,46 +11,33 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from .._engine.manager import Options, StorageSessionManager
+from .._engine.state import SessionManager
 from .._log import log_once, log_throttled, logger
 from .._takeover.legacy import LegacySource
-from .._takeover.takeover import TakeoverManager
+from .._takeover.takeover import SessionTakeover
 from ..cookie import add_vary
 from ..errors import ConfigError, SessionConflict, SessionError, SessionGone, StorageUnavailable
-from ..session import Data, Session, SessionManager
+from ..session import Data, Session
 from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
+from .request_state import MANAGER, REQUEST_STATE, RequestState
 
-__all__ = ["get_session", "get_storage", "new_session", "session_middleware", "setup"]
+__all__ = [
+    "apps_below",
+    "get_session",
+    "get_storage",
+    "is_foreign",
+    "new_session",
+    "no_setup",
+    "session_middleware",
+    "setup",
+]
 
 
 RETRY_AFTER = 1
 """Seconds after which a client may try again when the storage is down."""
-
-
-class _Visit:
-    """One request's use of one `setup`; a sub-app's own is linked to its parent's."""
-
-    session: Session | None = None
-    failure: StorageUnavailable | None = None
-    loading = False  # a task of the request loads the session
-    waiting: tuple[asyncio.Future[None], ...] = ()  # the other tasks that want it
-    sealed = False  # the headers are sent, or the response is on its way
-    clone: web.Request | None = None  # what a later middleware made of the request, and so what the handler saw
-
-    def __init__(self, manager: SessionManager, outer: _Visit | None, received: web.Request) -> None:
-        self.manager = manager
-        self.outer = outer
-        self.received: web.Request | None = received
-
-
-# aiohttp before 3.14 has no RequestKey, and keeps what a request carries under strings.
-_VISIT: Any = web.RequestKey("aiohttp_store.visit", _Visit) if hasattr(web, "RequestKey") else "aiohttp_store.visit"
-_MANAGER: web.AppKey[SessionManager] = web.AppKey("aiohttp_store._engine.base", SessionManager)
-
-on_manager: list[Callable[[SessionManager], None]] = []
-"""What is done to each keeper: nothing, unless this package stands in for aiohttp-session."""
 
 
 @overload
@@ -71,37 +58,37 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         StorageUnavailable: the storage did not answer in time.
     """
     try:
-        visit: _Visit = request[_VISIT]
+        visit: RequestState = request[REQUEST_STATE]
     except KeyError:
-        raise _no_setup() from None
-    if request is not visit.received:
-        visit.clone = request
-    session = visit.session
-    while session is None:
-        if visit.loading:
+        raise no_setup() from None
+    visit.request = request
+    if extend:
+        visit.extends = True
+    while visit.session is None:
+        if visit.is_loading:
             await _another_task(visit)
         elif visit.failure is not None:  # one budget for loading, however often it is asked for
             raise StorageUnavailable(*visit.failure.args) from visit.failure
         else:
-            visit.loading = True
-            try:
-                session = await visit.manager.load(request)
-            except StorageUnavailable as error:
-                visit.failure = error
-                raise
-            finally:
-                visit.loading = False
-                waiting, visit.waiting = visit.waiting, ()
-                for waiter in waiting:
-                    if not waiter.done():
-                        waiter.set_result(None)
-            if visit.session is None:  # else new_session was called meanwhile
-                session._sealed = visit.sealed
-                visit.session = session
-        session = visit.session
-    if extend:
-        session._extend = True
-    return session
+            await _load(request, visit)
+    return visit.session
+
+
+async def _load(request: web.Request, visit: RequestState) -> None:
+    visit.is_loading = True
+    try:
+        state = await visit.manager.load(request)
+    except StorageUnavailable as error:
+        visit.failure = error
+        raise
+    finally:
+        visit.is_loading = False
+        waiting, visit.waiting = visit.waiting, ()
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+    if visit.session is None:  # else new_session was called meanwhile
+        visit.have(request, state)
 
 
 @overload
@@ -116,20 +103,17 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
     Raises:
         RuntimeError: the app has no `setup`, or the response's headers have been sent.
     """
-    if _VISIT not in request:
-        raise _no_setup()
-    visit: _Visit = request[_VISIT]
-    if visit.sealed:
+    if REQUEST_STATE not in request:
+        raise no_setup()
+    visit: RequestState = request[REQUEST_STATE]
+    if visit.headers_sent:
         raise RuntimeError(
             "new_session() needs a new cookie, but the response's headers have been sent; "
             "call it before `await response.prepare(request)`"
         )
-    if request is not visit.received:
-        visit.clone = request
-    visit.session = await visit.manager.new(request, visit.session)
-    visit.session._sealed = visit.sealed
-    visit.session._extend = True
-    return visit.session
+    visit.request = request
+    visit.extends = True
+    return visit.have(request, await visit.manager.new(request, visit.state))
 
 
 def get_storage(app: web.Application) -> Storage:
@@ -138,7 +122,7 @@ def get_storage(app: web.Application) -> Storage:
     Raises:
         RuntimeError: this app has no `setup` of its own, or one with `cookie://`, which is no storage.
     """
-    manager = app.get(_MANAGER)
+    manager = app.get(MANAGER)
     if not isinstance(manager, StorageSessionManager):
         raise RuntimeError(  # noqa: TRY004
             "this app has no session storage; call aiohttp_store.setup(app, storage) first, with another than cookie://"
@@ -178,7 +162,7 @@ def setup(
     Raises:
         ConfigError: a setting that cannot work, or a second `setup` of one app.
     """
-    if _MANAGER in app:
+    if MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
     manager = _manager(storage, options)
 
@@ -189,7 +173,7 @@ def setup(
         yield
         await manager.close()
 
-    app[_MANAGER] = manager
+    app[MANAGER] = manager
     app.middlewares.insert(0, _middleware(manager))
     app.on_response_prepare.append(_on_prepare(manager))
     app.cleanup_ctx.append(run)
@@ -200,112 +184,121 @@ def is_foreign(storage: object) -> bool:
     return hasattr(storage, "load_session") and hasattr(storage, "save_session")
 
 
-def _manager(storage: Storage | str, options: Options) -> SessionManager:
-    if isinstance(storage, str):
-        url = StorageURL.parse(storage)
-        if url.scheme == "cookie":
-            manager: SessionManager = imported("aiohttp_store._engine.cookie_manager:CookieSessionManager", url)(
-                url, **options
-            )
-            return manager
-        storage = storage_from_url(storage)
+def _manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
     if is_foreign(storage):
         from ..compat.adapter import AiohttpSessionAdapter  # noqa: PLC0415  (imported only where it is used)
 
         return AiohttpSessionAdapter(storage, options)
+    manager = _own_manager(storage, options)
+    stand_in = sys.modules.get("aiohttp_session")
+    if stand_in is not None and stand_in is sys.modules.get("aiohttp_store.compat"):
+        from ..compat.adapter import make_session  # noqa: PLC0415  (likewise)
+
+        manager.make_session = make_session
+    return manager  # type: ignore[no-any-return]
+
+
+def _own_manager(storage: Storage | str, options: Options) -> Any:
+    if isinstance(storage, str):
+        url = StorageURL.parse(storage)
+        if url.scheme == "cookie":
+            cookie_manager = imported("aiohttp_store._engine.cookie_manager:CookieSessionManager", url)
+            return cookie_manager(url, **options)
+        storage = storage_from_url(storage)
     if not isinstance(storage, Storage):
         raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")
+    manager = StorageSessionManager(storage, **options)
     if isinstance(storage, LegacySource) and storage.legacy is not None:
-        return TakeoverManager(storage, storage, storage.legacy, **options)
-    return StorageSessionManager(storage, **options)
+        manager.take_over(SessionTakeover(manager, storage, storage.legacy))
+    return manager
 
 
-def _middleware(manager: SessionManager) -> Middleware:
-    for prepare in on_manager:
-        prepare(manager)
-
+def _middleware(manager: SessionManager[Any]) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        outer: _Visit | None = request.get(_VISIT) if len(request) else None
-        visit = request[_VISIT] = _Visit(manager, outer, request)
+        outer: RequestState | None = request.get(REQUEST_STATE) if len(request) else None
+        visit = request[REQUEST_STATE] = RequestState(manager, outer, request)
         try:
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
-                session = _to_be_saved(visit, raised)
-                if session is not None:
-                    await manager.save(visit.clone or request, raised, session)
+                if _is_to_be_saved(visit, raised):
+                    await _save(visit, visit.request or request, raised)
                 raise
-            session = _to_be_saved(visit, response)
-            if session is not None:
-                await manager.save(visit.clone or request, response, session)
+            if _is_to_be_saved(visit, response):
+                await _save(visit, visit.request or request, response)
         except (StorageUnavailable, SessionConflict, SessionGone) as error:
-            if visit.sealed or request.writer.output_size > 0:
+            if visit.headers_sent or request.writer.output_size > 0:
                 raise  # aiohttp then drops the connection, where a page would be a second response
             raise _as_response(error) from error
         else:
             return response
         finally:
-            visit.sealed = True
-            visit.received = visit.clone = None  # the request holds the visit, and is freed without the collector
-            if visit.session is not None:
-                visit.session._sealed = True
+            visit.end()
             if outer is not None:
-                request[_VISIT] = outer
+                request[REQUEST_STATE] = outer
 
     return middleware
 
 
-def _to_be_saved(visit: _Visit, response: web.StreamResponse) -> Session | None:
-    """Give the session if there is anything to do for it; else do what little is to be said in the headers."""
-    session = visit.session
-    if session is None:
+def _is_to_be_saved(visit: RequestState, response: web.StreamResponse) -> bool:
+    """Whether there is anything to do for the session; else do what little is to be said in the headers."""
+    state = visit.state
+    if state is None:
         if isinstance(response, web.StreamResponse):
             _vary_on_failure(visit, response)
-        return None
+        return False
     prepared = getattr(response, "prepared", None)
     if prepared is None:  # aiohttp tells what it thinks of what the handler gave
-        return None
-    if visit.manager.clock() < session._quiet_until:
+        return False
+    if visit.manager.now() < state.clean_until:
         add_vary(response.headers)
-        return None
-    if prepared and not session._sealed:
-        if visit.manager.is_changed(session):
+        return False
+    if prepared and not visit.headers_sent:
+        if visit.manager.is_changed(state):
             raise RuntimeError(
                 "the session was changed, and the handler prepared the response itself; "
                 "use aiohttp_store.setup(app, storage), which saves before the headers, not the middleware alone"
             )
-        return None
-    return session
+        return False
+    return True
 
 
-def _on_prepare(manager: SessionManager) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+async def _save(visit: RequestState, request: web.Request, response: web.StreamResponse) -> None:
+    """Save the session, and another one that has begun meanwhile; then say it in the headers."""
+    saved = None
+    while saved is not visit.state:
+        saved = visit.state
+        await visit.manager.save(request, response, saved)
+    if not visit.headers_sent:
+        visit.manager.answer(request, response, saved)
+
+
+def _on_prepare(manager: SessionManager[Any]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
         """Save for a response that the handler prepares itself: a stream, server-sent events, a WebSocket."""
         try:
-            visit: _Visit | None = request[_VISIT]
+            visit: RequestState | None = request[REQUEST_STATE]
         except KeyError:  # another middleware answered first
             return
         while visit is not None and visit.manager is not manager:
             visit = visit.outer
-        if visit is None or visit.sealed:  # saved already, or the error page of a crashed handler
+        if visit is None or visit.headers_sent:  # saved already, or the error page of a crashed handler
             return
-        session = visit.session
-        if session is None:
+        if visit.state is None:
             _vary_on_failure(visit, response)
-        elif not session._sealed:
+        else:
             try:
-                await manager.save(request, response, session)
+                await _save(visit, request, response)
             except BaseException:
                 _unprepare(request, response)
                 raise
-            session._sealed = True
-        visit.sealed = True
+        visit.headers_sent = True
 
     return on_prepare
 
 
-def _vary_on_failure(visit: _Visit, response: web.StreamResponse) -> None:
+def _vary_on_failure(visit: RequestState, response: web.StreamResponse) -> None:
     """Keep the page that a handler shows while the storage is down from those who have a session."""
     if visit.failure is not None:
         add_vary(response.headers)
@@ -318,27 +311,25 @@ def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
     other headers. The response itself must not count as prepared: writing to it would send a body
     without headers. What was said in its headers for a parent's session is to be said again.
     """
-    visit: _Visit | None = request.get(_VISIT)
+    visit: RequestState | None = request.get(REQUEST_STATE)
     while visit is not None:
-        visit.sealed = False
-        if visit.session is not None:
-            visit.session._sealed = False
+        visit.headers_sent = False
         visit = visit.outer
     writer: Any = request.writer
     writer.chunked = False
     writer.length = None
-    writer._compress = None
-    response._payload_writer = None
+    writer._compress = None  # noqa: SLF001  (aiohttp has no other way)
+    response._payload_writer = None  # noqa: SLF001  (likewise)
 
 
-async def _another_task(visit: _Visit) -> None:
+async def _another_task(visit: RequestState) -> None:
     """Wait until the task that loads the session has ended, however it ends."""
     waiter = asyncio.get_running_loop().create_future()
     visit.waiting += (waiter,)
     await waiter
 
 
-def _no_setup() -> RuntimeError:
+def no_setup() -> RuntimeError:
     return RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")
 
 
@@ -350,9 +341,9 @@ def _as_response(error: SessionError) -> web.HTTPException:
     return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})
 
 
-def _refuse_same_cookie_below(app: web.Application, manager: SessionManager) -> None:
-    for below in _apps_below(app):
-        other = below.get(_MANAGER)
+def _refuse_same_cookie_below(app: web.Application, manager: SessionManager[Any]) -> None:
+    for below in apps_below(app):
+        other = below.get(MANAGER)
         if other is None:
             continue
         mine, theirs = manager.cookie, other.cookie
@@ -365,14 +356,14 @@ def _refuse_same_cookie_below(app: web.Application, manager: SessionManager) -> 
             )
 
 
-def _apps_below(app: web.Application) -> list[web.Application]:
+def apps_below(app: web.Application) -> list[web.Application]:
     below: list[web.Application] = []
-    for child in app._subapps:
-        below += [child, *_apps_below(child)]
+    for child in app._subapps:  # noqa: SLF001  (aiohttp has no other way)
+        below += [child, *apps_below(child)]
     return below
 
 
-def _warn_of_memory(manager: SessionManager) -> None:
+def _warn_of_memory(manager: SessionManager[Any]) -> None:
     is_debug = sys.flags.dev_mode or asyncio.get_running_loop().get_debug()
     if isinstance(manager, StorageSessionManager) and isinstance(manager.storage, MemoryStorage) and not is_debug:
         log_once(

@@ -15,7 +15,7 @@ from aiohttp import web
 from .._log import log_once, log_throttled, logger
 from ..cookie import MAX_SIZE
 from ..errors import SessionTooLarge
-from .session import Session, SessionData
+from .session import Session, SessionData, kept_of
 
 __all__ = ["AbstractStorage", "CookieOptions", "SealedCookieStorage", "SimpleCookieStorage"]
 
@@ -86,7 +86,7 @@ class AbstractStorage(ABC):
         return self._cookie_params
 
     def _get_session_data(self, session: Session) -> SessionData:
-        return {} if session.empty else {"created": session.created, "session": session._mapping}
+        return {} if session.empty else {"created": session.created, "session": kept_of(session).data}
 
     async def new_session(self) -> Session:
         """Give an empty session that is not stored."""

@@ -11,14 +11,13 @@ from aiohttp import hdrs, web
 
 from .. import compat
 from .._engine.manager import Options
+from .._engine.state import SessionState
 from .._log import log_throttled, logger
 from ..cookie import Cookie, add_vary, forbid_caching
 from ..errors import ConfigError, StorageUnavailable
-from ..session import Session as OurSession
-from ..session import SessionManager
-from .session import Session, StoredSession
+from .session import Kept, Session, StoredSession, kept_of
 
-__all__ = ["AiohttpSessionAdapter", "adopted", "put", "show_sessions_of"]
+__all__ = ["AiohttpSessionAdapter", "adopted", "make_session", "put"]
 
 T = TypeVar("T")
 
@@ -41,7 +40,6 @@ class AiohttpSessionAdapter:
                 "aiohttp-session have their cookie and times from arguments of their own"
             )
         self.storage = storage
-        self.clock: Callable[[], float] = time.time
         attributes = getattr(storage, "cookie_params", {})
         self.cookie = Cookie(
             name=getattr(storage, "cookie_name", None) or f"of-storage-{id(storage)}",  # one that has no cookie
@@ -58,124 +56,132 @@ class AiohttpSessionAdapter:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE)
 
-    async def load(self, request: web.BaseRequest) -> OurSession:
-        """Give the session of the request, or the one that a test has put there.
+    def now(self) -> float:
+        """Return the seconds since the epoch."""
+        return time.time()
+
+    def present(self, request: web.BaseRequest, kept: Kept) -> Session:
+        """Return the session that the storage made, and put it where libraries look for it."""
+        put(request, compat.SESSION_KEY, kept.session)
+        put(request, compat.STORAGE_KEY, self.storage)
+        return kept.session
+
+    async def load(self, request: web.BaseRequest) -> Kept:
+        """Return the session of the request, or the one that a test has put there.
 
         Raises:
             StorageUnavailable: the storage did not answer in time, or could not reach its server.
             RuntimeError: it gave no session.
         """
         preset: Any = request.get(compat.SESSION_KEY)
-        if issubclass(type(preset), Session) and not hasattr(preset, "_manager"):
-            return self._keep(request, preset)
+        if issubclass(type(preset), Session) and kept_of(preset).manager is None:
+            return self._keep(request, kept_of(preset))
         return self._keep(request, await self._read(request))
 
-    async def new(self, request: web.BaseRequest, old: OurSession | None) -> OurSession:
-        """Give an empty session; the old one's record is emptied when it is saved, loaded or not."""
-        ended = await self._read(request) if old is None else cast("Session", old)
+    async def new(self, request: web.BaseRequest, old: Kept | None) -> Kept:
+        """Return an empty session; the old one's record is emptied when it is saved, loaded or not."""
+        ended = await self._read(request) if old is None else old
         make = getattr(self.storage, "new_session", None)
         session = Session(None, data=None, new=True) if make is None else adopted(self.storage, await self._ask(make()))
-        ended._begin_anew()
-        session._doomed = ended._doomed
-        return self._keep(request, session)
+        kept = kept_of(session)
+        ended.begin_anew()
+        kept.ended = ended.ended
+        return self._keep(request, kept)
 
-    async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: OurSession) -> None:
+    async def save(self, request: web.BaseRequest, response: web.StreamResponse, kept: Kept) -> None:
         """Let the storage save the session if it has changed.
 
         Raises:
             StorageUnavailable: the storage did not answer in time, or could not reach its server.
             RuntimeError: the headers are sent, and the storage keeps the data in the cookie.
         """
-        if not session._sealed:
-            add_vary(response.headers)
-        if self.is_changed(session):
-            await self._write(request, response, cast("Session", session))
+        if self.is_changed(kept):
+            await self._write(request, response, kept)
 
-    def is_changed(self, session: OurSession) -> bool:
-        """Tell whether there is anything to save: nested changes count, and an empty new session does not."""
-        kept = cast("Session", session)
-        if kept._gone:
+    def answer(self, _request: web.BaseRequest, response: web.StreamResponse, _kept: Kept) -> None:
+        """Say that the response depends on the cookie, which the storage has set."""
+        add_vary(response.headers)
+
+    def is_changed(self, kept: Kept) -> bool:
+        """Whether there is anything to save: nested changes count, and an empty new session does not."""
+        if kept.is_gone:
             return False
-        return bool(kept._doomed) or (_is_something(kept) and (kept._changed or repr(kept._data) != kept._image))
+        return bool(kept.ended) or (kept.is_something and (kept.is_changed or repr(kept.data) != kept.image))
 
-    async def commit(self, session: OurSession) -> None:
+    async def commit(self, kept: Kept) -> None:
         """Save now; a cookie that this needs is set at the end, when the session is saved again."""
-        kept = cast("Session", session)
-        if not kept._gone:
-            await self._write(kept._request, web.Response(), kept)
-            kept._changed = not kept._sealed
+        if not kept.is_gone:
+            await self._write(kept.http_request, web.Response(), kept)
+            kept.is_changed = not kept.headers_sent
 
-    async def reload(self, session: OurSession) -> None:
+    async def reload(self, kept: Kept) -> None:
         """Read the session again, as the request's cookie names it."""
-        kept = cast("Session", session)
-        if kept._kept_under != kept._loaded_under:  # the storage can only be asked by the request's cookie
+        if kept.kept_under != kept.loaded_under:  # the storage can only be asked by the request's cookie
             return
-        read = await self._read(kept._request)
-        if kept._kept_under is not None and read._kept_under != kept._kept_under:
-            kept._gone = True
+        read = await self._read(kept.http_request)
+        if kept.kept_under is not None and read.kept_under != kept.kept_under:
+            kept.is_gone = True
             return
-        kept._data, kept._created, kept._changed = read._data, read._created, False
-        kept._image = repr(kept._data)
+        kept.data, kept.created, kept.is_changed = read.data, read.created, False
+        kept.image = repr(kept.data)
 
-    async def apply(self, session: OurSession, change: Callable[[Any], T]) -> T:
+    async def apply(self, kept: Kept, change: Callable[[Kept], T]) -> T:
         """Run `change` once and save: such a storage cannot tell who else has written."""
-        result = change(session)
+        result = change(kept)
         if asyncio.iscoroutine(result):
             result.close()
             raise TypeError("apply() runs a plain function, and this one is async: await before apply()")
-        session.changed()
-        await self.commit(session)
+        kept.is_changed = True
+        await self.commit(kept)
         return result
 
-    def _keep(self, request: web.BaseRequest, session: Session) -> Session:
-        session._manager, session._request = self, request
-        session._image = repr(session._data)
-        put(request, compat.SESSION_KEY, session)
-        put(request, compat.STORAGE_KEY, self.storage)
-        return session
+    def _keep(self, request: web.BaseRequest, kept: Kept) -> Kept:
+        kept.manager, kept.http_request = self, request
+        kept.image = repr(kept.data)
+        return kept
 
-    async def _read(self, request: web.BaseRequest) -> Session:
+    async def _read(self, request: web.BaseRequest) -> Kept:
         try:
-            return adopted(self.storage, await self._ask(self.storage.load_session(request)))
+            return kept_of(adopted(self.storage, await self._ask(self.storage.load_session(request))))
         except (ValueError, LookupError) as error:
             name, reason = type(self.storage).__name__, type(error).__name__
             log_throttled(logger.warning, "a %s could not read a session (%s); its visitor is anonymous", name, reason)
-            return Session(None, data=None, new=True)
+            return kept_of(Session(None, data=None, new=True))
 
-    async def _write(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
+    async def _write(self, request: web.BaseRequest, response: web.StreamResponse, kept: Kept) -> None:
         before = response.cookies.output()
-        has_records = None not in session._doomed  # else the cookie holds the data, and is one and the same
-        if not (has_records and _is_something(session)):
-            await self._end(request, response, session)
-        self._learn_identity(response, session)  # where the handler has saved it by hand
-        if _is_something(session):
-            session._created = int(time.time())
-            await self._ask(self.storage.save_session(request, response, session))
+        has_records = None not in kept.ended  # else the cookie holds the data, and is one and the same
+        if not (has_records and kept.is_something):
+            await self._end(request, response, kept)
+        self._learn_identity(response, kept)  # where the handler has saved it by hand
+        if kept.is_something:
+            kept.created = int(time.time())
+            await self._ask(self.storage.save_session(request, response, kept.session))
             sent = response.cookies.get(self.cookie.name)
-            if session._sealed and sent is not None and sent.value and sent.value != str(session._identity):
+            if kept.headers_sent and sent is not None and sent.value and sent.value != str(kept.identity):
                 raise RuntimeError(
                     "the session is kept in its cookie and was changed after the response's headers were sent; "
                     "change it before `await response.prepare(request)`"
                 )
-            self._learn_identity(response, session)
+            self._learn_identity(response, kept)
         # After the new record is stored, so that an outage between the two loses nothing.
-        await self._end(request, web.Response(), session)
-        session._changed, session._image = False, repr(session._data)
+        await self._end(request, web.Response(), kept)
+        kept.is_changed, kept.image = False, repr(kept.data)
         if response.cookies.output() != before:
             _tell(response)
 
-    async def _end(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
+    async def _end(self, request: web.BaseRequest, response: web.StreamResponse, kept: Kept) -> None:
         """Empty the records of ids that are not to be used again."""
-        while session._doomed:
-            ended = Session(session._doomed[0], data=None, new=False, max_age=session.max_age)
+        while kept.ended:
+            ended = Session(kept.ended[0], data=None, new=False, max_age=kept.max_age)
             await self._ask(self.storage.save_session(request, response, ended))
-            session._doomed = session._doomed[1:]
+            kept.ended = kept.ended[1:]
 
-    def _learn_identity(self, response: web.StreamResponse, session: Session) -> None:
+    def _learn_identity(self, response: web.StreamResponse, kept: Kept) -> None:
         """Read from the cookie under which id a new session is stored, so that no second one is drawn for it."""
         cookie = response.cookies.get(self.cookie.name)
-        if session._identity is None and cookie is not None and cookie.value:
-            session._identity = session._kept_under = cookie.value
+        if kept.identity is None and cookie is not None and cookie.value:
+            kept.identity = kept.kept_under = cookie.value
 
     async def _ask(self, call: Coroutine[Any, Any, T]) -> T:
         """Wait for the storage, but never cancel it: what a driver was waiting for may reach the next visitor."""
@@ -207,36 +213,20 @@ def adopted(storage: Any, session: Any) -> Session:
     if not isinstance(session, MutableMapping) or not hasattr(session, "_mapping"):
         raise RuntimeError(f"{type(storage).__name__} must give a Session, and gave {session!r}")
     theirs: Any = session
-    data = {"created": theirs.created, "session": theirs._mapping}
+    data = {"created": theirs.created, "session": theirs._mapping}  # noqa: SLF001  (as their storages do)
     return Session(theirs.identity, data=cast("Any", data), new=theirs.new, max_age=theirs.max_age)
 
 
 def put(request: web.BaseRequest, name: str, value: object) -> None:
     """Put something into the request under a string, past aiohttp's warning: others read it by this name."""
-    request._state[name] = value
+    request._state[name] = value  # noqa: SLF001  (aiohttp has no other way)
 
 
-def show_sessions_of(manager: SessionManager) -> None:
-    """Let those who look into the request for aiohttp-session's session find this keeper's."""
-    load, new = manager.load, manager.new
-
-    def shown(request: web.BaseRequest, session: OurSession) -> OurSession:
-        if type(session) is OurSession:
-            session.__class__ = StoredSession
-        put(request, compat.SESSION_KEY, session)
-        return session
-
-    async def load_and_show(request: web.BaseRequest) -> OurSession:
-        return shown(request, await load(request))
-
-    async def make_and_show(request: web.BaseRequest, old: OurSession | None) -> OurSession:
-        return shown(request, await new(request, old))
-
-    manager.load, manager.new = load_and_show, make_and_show  # type: ignore[method-assign]
-
-
-def _is_something(session: Session) -> bool:
-    return not (session.empty and session._new and session._kept_under is None)
+def make_session(request: web.BaseRequest, state: SessionState) -> StoredSession:
+    """Return one of our own sessions, and put it where libraries look for aiohttp-session's."""
+    session = StoredSession(state)
+    put(request, compat.SESSION_KEY, session)
+    return session
 
 
 def _tell(response: web.StreamResponse) -> None:

@@ -10,9 +10,6 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_loader
 from types import ModuleType
 
-from .._lifecycle import middleware
-from .adapter import show_sessions_of
-
 __all__ = ["install_as_aiohttp_session"]
 
 ALIAS = "aiohttp_session"
@@ -38,7 +35,6 @@ def install_as_aiohttp_session() -> None:
         )
     sys.meta_path.insert(0, _Finder())
     sys.modules[ALIAS] = compat
-    middleware.on_manager.append(show_sessions_of)
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from ..errors import StorageUnavailable
 from .abstract import AbstractStorage, CookieOptions
-from .session import Session
+from .session import Session, kept_of
 
 __all__ = ["RecordStorage", "random_key"]
 
@@ -67,11 +67,12 @@ class RecordStorage(AbstractStorage):
         if identity is None:
             identity = self._key_factory()
         record = self._encoder(self._get_session_data(session))
-        must_exist = session._kept_under is not None
+        kept = kept_of(session)
+        must_exist = kept.kept_under is not None
         if not await self._set(self._key(identity), record, lasts, must_exist=must_exist):
-            session._gone = True
+            kept.is_gone = True
             return
-        session._identity = session._kept_under = identity
+        kept.identity = kept.kept_under = identity
         self.save_cookie(response, str(identity), max_age=lasts)
 
     def _key(self, identity: object) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import time
 from abc import ABCMeta
-from typing import Any, NoReturn, TypedDict, cast
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypedDict
 
-from aiohttp import web
-
-from ..session import Duration, SessionManager, seconds
+from .._engine.state import EXPOSED, RequestLink, refuse
+from ..session import Duration, seconds
 from ..session import Session as OurSession
 
-__all__ = ["Session", "SessionData", "StoredSession"]
+__all__ = ["Kept", "Session", "SessionData", "StoredSession", "kept_of"]
 
 _UNGUESSABLE = re.compile(r"[A-Za-z0-9_-]{22,}")
 """What 128 random bits take in base64url; no user name, number or address in most apps."""
@@ -32,6 +32,59 @@ class _AnySession(ABCMeta):
         return isinstance(instance, OurSession) if cls is Session else super().__instancecheck__(instance)
 
 
+@dataclass(eq=False)
+class Kept:
+    """The state of a session that a storage written for aiohttp-session keeps."""
+
+    session: Session
+    identity: Any
+    data: dict[str, Any]
+    created: int
+    max_age: int | None
+    is_new: bool
+    kept_under: Any
+    """The id that the storage knows it by, if it is stored."""
+    loaded_under: Any
+    """The id that the request's cookie names."""
+    ended: tuple[Any, ...] = ()
+    """The ids of records that are to be emptied."""
+    has_ended: bool = False
+    """The next write begins another session."""
+    is_changed: bool = False
+    is_gone: bool = False
+    image: str = "{}"
+    """The data at the last load or save, so that changes of nested values are seen."""
+    manager: Any = None
+    http_request: Any = None
+    request: RequestLink | None = None
+    clean_until: float = 0.0
+    snapshot: None = None
+
+    @property
+    def headers_sent(self) -> bool:
+        return self.request is not None and self.request.headers_sent
+
+    @property
+    def is_something(self) -> bool:
+        """Whether there is anything to store, or to remove."""
+        return bool(self.data) or not self.is_new or self.kept_under is not None
+
+    def touch(self, dirty: int = 0) -> None:
+        """Do nothing: changes are seen by comparison."""
+
+    def use(self) -> None:
+        """Note that the data has changed."""
+        self.is_changed = True
+        self.created = int(time.time())
+
+    def begin_anew(self) -> None:
+        """Have another id, and the record under this one emptied."""
+        if not self.is_new or self.kept_under is not None:
+            self.ended += (self.identity,)
+        self.identity = self.kept_under = None
+        self.is_new, self.has_ended = True, False
+
+
 class Session(OurSession, metaclass=_AnySession):
     """A session that a storage written for aiohttp-session makes and saves.
 
@@ -39,78 +92,85 @@ class Session(OurSession, metaclass=_AnySession):
     empty, or is older than `max_age` seconds makes a new session, and its id is not used again.
     """
 
-    _manager: SessionManager
-    _request: web.BaseRequest
-    _doomed: tuple[Any, ...] = ()
-    _image = "{}"  # the data at the last load or save, so that changes of nested values are seen
+    _state: Kept  # type: ignore[assignment]
 
     def __init__(self, identity: Any, *, data: SessionData | None, new: bool, max_age: int | None = None) -> None:
         now = int(time.time())
         stored = {} if data is None else _readable(data, max_age, now)
         is_new = new or stored is None
-        self._identity = None if stored is None else identity
-        self._kept_under = None if is_new else self._identity  # what the storage knows it by
-        self._loaded_under = self._kept_under  # and what the request's cookie names
-        self._new = is_new
-        self._data = dict(stored["session"]) if stored else {}
-        self._created = now if is_new or not stored else stored.get("created") or now
-        self._max_age = max_age
-        self._changed = False
-        self._idle_timeout = None
-        self._snapshot = None
+        identity = None if stored is None else identity
+        kept_under = None if is_new else identity
+        self._state = Kept(
+            self,
+            identity,
+            data=dict(stored["session"]) if stored else {},
+            created=now if is_new or not stored else stored.get("created") or now,
+            max_age=max_age,
+            is_new=is_new,
+            kept_under=kept_under,
+            loaded_under=kept_under,
+        )
 
     @property
     def identity(self) -> Any:
         """The id in the cookie; `None` where nothing is stored yet, or where the cookie holds the data."""
-        return self._identity
+        return self._state.identity
 
     @property
     def created(self) -> int:
         """When the session was last written, in seconds since the epoch; `max_age` counts from then."""
-        return cast("int", self._created)
+        return self._state.created
 
     @property
     def max_age(self) -> int | None:
         """Seconds from the last write to the end of record and cookie. It is not stored with the session."""
-        return self._max_age
+        return self._state.max_age
 
     @max_age.setter
     def max_age(self, value: int | None) -> None:
-        self._changed |= value != self._max_age
-        self._max_age = value
+        self._state.is_changed |= value != self._state.max_age
+        self._state.max_age = value
 
     @property
     def idle_timeout(self) -> float | None:
         """As `max_age`."""
-        return self._max_age
+        return self._state.max_age
 
     @idle_timeout.setter
     def idle_timeout(self, timeout: Duration | None) -> None:
         self.max_age = None if timeout is None else int(seconds("idle_timeout", timeout))
 
     @property
+    def _changed(self) -> bool:
+        return self._state.is_changed
+
+    @_changed.setter
+    def _changed(self, is_changed: bool) -> None:
+        self._state.is_changed = is_changed
+
+    @property
     def _mapping(self) -> dict[str, Any]:
-        return self._data
+        return self._state.data
 
     @_mapping.setter
     def _mapping(self, mapping: dict[str, Any]) -> None:
-        self._data = mapping
+        self._state.data = mapping
 
     def changed(self) -> None:
         """Save the session even if its data looks the same."""
-        self._changed = True
+        self._state.is_changed = True
 
     def invalidate(self) -> None:
         """End this session; what is written afterwards starts a new one under a new id."""
-        self._data = {}
-        self._changed = self._ended = True
+        self._state.data = {}
+        self._state.is_changed = self._state.has_ended = True
 
     def renew(self, *, login: bool = False) -> None:
         """Give the session a new id and keep its data; the old record is emptied. See `aiohttp_store.Session`."""
-        if self._sealed:
-            self._refuse("renew() needs a new cookie")
-        self._begin_anew()
-        self._changed = True
+        if self._state.headers_sent:
+            refuse("renew() needs a new cookie")
+        self._state.begin_anew()
+        self._state.is_changed = True
 
     def set_new_identity(self, identity: Any) -> None:
         """Choose the id of a new session.
@@ -119,43 +179,41 @@ class Session(OurSession, metaclass=_AnySession):
             RuntimeError: it is not new.
             ValueError: the id may be guessed, and whoever knows it has the session.
         """
-        if not self._new:
+        if not self.new:
             raise RuntimeError("only a session that is new can be given an id; renew() gives any session a new one")
         if not isinstance(identity, str) or not _UNGUESSABLE.fullmatch(identity):
             raise ValueError(
                 "the id given to set_new_identity() can be guessed, and whoever knows it has the session; leave it to "
                 "the storage, or give at least 22 characters from secrets.token_urlsafe() or uuid4().hex"
             )
-        self._identity = identity
+        self._state.identity = identity
 
     async def save(self) -> None:
         """Store the session now; see `aiohttp_store.Session`."""
-        await self._manager.commit(self)
+        await self._state.manager.commit(self._state)
         self._tell_if_gone()
 
-    def _begin_anew(self) -> None:
-        if not self._new or self._kept_under is not None:
-            self._doomed += (self._identity,)
-        self._identity = self._kept_under = None
-        self._new, self._ended = True, False
-
     def __setitem__(self, key: str, value: Any) -> None:
-        if self._ended:
-            self._begin_anew()
-        if self._sealed and self._kept_under is None:
-            self._refuse("a new session, and one that is kept in its cookie, needs a cookie")
-        self._data[key] = value
-        self._changed = True
-        self._created = int(time.time())
+        state = self._state
+        if state.has_ended:
+            state.begin_anew()
+        if state.headers_sent and state.kept_under is None:
+            refuse("a new session, and one that is kept in its cookie, needs a cookie")
+        state.data[key] = value
+        state.use()
 
     def __delitem__(self, key: str) -> None:
-        del self._data[key]
-        self._changed = True
-        self._created = int(time.time())
+        del self._state.data[key]
+        self._state.use()
 
     def __repr__(self) -> str:
-        state = f"new:{self._new}, changed:{self._changed}, created:{self._created}"
-        return f"<{type(self).__name__} [{state}] {self._data!r}>"
+        state = f"new:{self.new}, changed:{self._changed}, created:{self.created}"
+        return f"<{type(self).__name__} [{state}] {self._mapping!r}>"
+
+
+def kept_of(session: Session) -> Kept:
+    """Return the state of a session that a storage has made."""
+    return session._state  # noqa: SLF001  (what storages are given is the session)
 
 
 class StoredSession(OurSession):
@@ -180,7 +238,7 @@ class StoredSession(OurSession):
 
     @property
     def _changed(self) -> bool:
-        return self._manager.is_changed(self)
+        return self._state.manager.is_changed(self._state)
 
     @_changed.setter
     def _changed(self, is_changed: bool) -> None:
@@ -189,8 +247,8 @@ class StoredSession(OurSession):
 
     @property
     def _mapping(self) -> dict[str, Any]:
-        self._exposed, self._quiet_until = True, 0.0
-        return self._data
+        self._state.touch(EXPOSED)
+        return self._state.data
 
 
 def _readable(data: object, max_age: int | None, now: int) -> Any:

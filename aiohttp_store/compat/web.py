@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .. import compat
 from .._lifecycle import middleware
+from .._lifecycle.request_state import REQUEST_STATE
 from ..session import Session as OurSession
 from ..storage import Storage
 from .adapter import adopted, put
@@ -24,7 +25,7 @@ async def get_session(request: web.Request) -> OurSession:
         RuntimeError: the app has no `setup`, or the storage gave no session.
         StorageUnavailable: the storage did not answer in time.
     """
-    if middleware._VISIT in request:
+    if REQUEST_STATE in request:
         return await middleware.get_session(request)
     session: Any = request.get(compat.SESSION_KEY)
     if session is None:
@@ -40,7 +41,7 @@ async def new_session(request: web.Request) -> OurSession:
     Raises:
         RuntimeError: the app has no `setup`, the storage gave no session, or the headers have been sent.
     """
-    if middleware._VISIT in request:
+    if REQUEST_STATE in request:
         return await middleware.new_session(request)
     storage = _storage(request)
     session = adopted(storage, await storage.new_session())
@@ -98,5 +99,5 @@ def _checked(storage: Any) -> Any:
 def _storage(request: web.Request) -> Any:
     storage = request.get(compat.STORAGE_KEY)
     if storage is None:
-        raise middleware._no_setup()
+        raise middleware.no_setup()
     return storage

@@ -14,10 +14,11 @@ from aiohttp import CookieJar, hdrs, web
 from aiohttp.test_utils import TestClient, make_mocked_request
 from yarl import URL
 
-from .._engine.base import BaseManager
 from .._engine.manager import StorageSessionManager
-from .._lifecycle.middleware import _MANAGER, _VISIT, _apps_below, _Visit
-from ..session import Duration, Session, SessionManager, Snapshot, seconds
+from .._engine.state import SessionState, Snapshot
+from .._lifecycle.middleware import apps_below
+from .._lifecycle.request_state import MANAGER, REQUEST_STATE, RequestState
+from ..session import Duration, Session, seconds
 from ..storage import Saved, Write
 from ..storages.memory import MemoryStorage
 
@@ -56,11 +57,13 @@ async def sign_in(
         raise ValueError("an empty session is not stored; sign in with data, or use a client as it is: anonymous")
     _leave_out_foreign_domain(manager, url)
     request, response = _request(url), web.Response()
-    session = await manager.new(request, None)
+    state = await manager.new(request, None)
+    session = manager.present(request, state)
     session.update(data)
     if idle_timeout is not None:
         session.idle_timeout = idle_timeout
-    await manager.save(request, response, session)
+    await manager.save(request, response, state)
+    manager.answer(request, response, state)
     _take_cookies(client, url.with_path(manager.cookie.path), response)
 
 
@@ -78,37 +81,42 @@ async def session_of(client: Client, *, app: web.Application | None = None) -> d
         StorageUnavailable: the storage did not answer in time.
     """
     manager, url = _manager(client, app), _url(client)
-    return dict(await manager.load(_request(url, _sent(client, url.with_path(manager.cookie.path)))))
+    request = _request(url, _sent(client, url.with_path(manager.cookie.path)))
+    return dict(manager.present(request, await manager.load(request)))
 
 
 class PresetSession(Session[Any]):
     """What `set_session` put on a request: a session that tells afterwards what the handler did to it."""
 
-    was_invalidated = False
-    """Whether `invalidate()` was called, or `new_session(request)`."""
-    was_renewed = False
-    """Whether `renew()` was called."""
-
-    def __init__(
-        self, manager: SessionManager, data: dict[str, Any], stored: Snapshot | None, before: dict[str, Any]
-    ) -> None:
-        super().__init__(manager, data, stored)
+    def __init__(self, state: SessionState, before: dict[str, Any]) -> None:
+        super().__init__(state)
         self._before = before
+        self._done: set[str] = set()
 
     @property
     def was_changed(self) -> bool:
         """Whether the data is another than was preset."""
-        return self._data != self._before
+        return dict(self) != self._before
+
+    @property
+    def was_invalidated(self) -> bool:
+        """Whether `invalidate()` was called, or `new_session(request)`."""
+        return "invalidated" in self._done or self._state.has_ended
+
+    @property
+    def was_renewed(self) -> bool:
+        """Whether `renew()` was called."""
+        return "renewed" in self._done
 
     def invalidate(self) -> None:
         """End this session."""
         super().invalidate()
-        self.was_invalidated = True
+        self._done.add("invalidated")
 
     def renew(self, *, login: bool = False) -> None:
         """Give the session a new id and keep its data."""
         super().renew(login=login)
-        self.was_renewed = True
+        self._done.add("renewed")
 
 
 def set_session(request: web.Request, data: Mapping[str, Any] | None = None) -> PresetSession:
@@ -122,18 +130,19 @@ def set_session(request: web.Request, data: Mapping[str, Any] | None = None) -> 
     """
     storage = MemoryStorage()
     manager = StorageSessionManager(storage)
-    manager._is_open = True  # `open` would start what a test had to close
-    session = PresetSession(manager, {}, None, {})
+    manager.access.is_open = True  # `open` would start what a test had to close
+    state = SessionState(manager, {}, None)
     if data:
-        payload = manager._encode(dict(data))
+        payload = manager.codec.encode(dict(data))
         session_id = secrets.token_urlsafe(32)
-        key, envelope = manager._key(session_id), manager._first_envelope(session, payload)
-        (outcome,) = storage.save_now([Write(key, None, envelope.pack(), manager._ttl(envelope))])
+        key, envelope = manager.writer.key_of(session_id), manager.lifetimes.first(state, payload)
+        (outcome,) = storage.save_now([Write(key, None, envelope.pack(), manager.lifetimes.ttl(envelope))])
         assert isinstance(outcome, Saved)  # nobody has this id
-        stored = Snapshot(session_id, key, outcome.version, envelope)
-        session = PresetSession(manager, manager._loads(payload), stored, manager._loads(payload))
-    visit = request[_VISIT] = _Visit(manager, None, request)
-    visit.session = session
+        snapshot = Snapshot(session_id, key, outcome.version, envelope)
+        state = SessionState(manager, manager.codec.decode(payload), snapshot)
+    session = PresetSession(state, manager.codec.copy(state.data))
+    visit = request[REQUEST_STATE] = RequestState(manager, None, request)
+    visit.have(request, state, session)
     return session
 
 
@@ -167,10 +176,10 @@ def freeze(app: web.Application) -> Iterator[Clock]:
         RuntimeError: neither the app nor a sub-app has `setup`, or one keeps its sessions in a storage that was
             written for aiohttp-session, which goes by the time of the machine.
     """
-    managers = [one[_MANAGER] for one in (app, *_apps_below(app)) if _MANAGER in one]
+    managers: list[Any] = [one[MANAGER] for one in (app, *apps_below(app)) if MANAGER in one]
     if not managers:
         raise _no_setup(app)
-    foreign = next((one for one in managers if not isinstance(one, BaseManager)), None)
+    foreign = next((one for one in managers if not hasattr(one, "lifetimes")), None)
     if foreign is not None:
         raise RuntimeError(
             f"{foreign!r} goes by a clock that cannot be moved: its storage is of aiohttp-session's kind"
@@ -180,10 +189,11 @@ def freeze(app: web.Application) -> Iterator[Clock]:
         for one in managers
         if isinstance(one, StorageSessionManager) and callable(getattr(one.storage, "clock", None))
     ]
-    before = [(one, one.clock) for one in (*managers, *storages)]
-    clock = Clock(managers[0].clock())
+    clocked: list[Any] = [*(one.lifetimes for one in managers), *storages]
+    before = [(one, one.clock) for one in clocked]
+    clock = Clock(managers[0].now())
     for manager in managers:
-        manager.clock = lambda: clock.now
+        manager.lifetimes.clock = lambda: clock.now
     for storage in storages:
         storage.clock = _follow(clock, storage.clock())
     try:
@@ -199,18 +209,17 @@ def _follow(clock: Clock, now: float) -> Callable[[], float]:
     return lambda: now + (clock.now - began)
 
 
-def _manager(client: Client, app: web.Application | None) -> SessionManager:
+def _manager(client: Client, app: web.Application | None) -> Any:
     found = client.app if app is None else app
     if found is None:
         raise RuntimeError("the client's server has no app; name the one that setup was called on: app=…")
-    if _MANAGER not in found:
+    if MANAGER not in found:
         raise _no_setup(found)
     if not client.server.started or client.server.closed:
         raise RuntimeError(
             "the client's server is not running; use `async with TestClient(TestServer(app)) as client:`"
         )
-    manager: SessionManager = found[_MANAGER]
-    return manager
+    return found[MANAGER]
 
 
 def _no_setup(app: web.Application) -> RuntimeError:
@@ -235,10 +244,10 @@ def _sent(client: Client, url: URL) -> str:
     return "; ".join(f"{name}={cookie.coded_value}" for name, cookie in cookies.items())
 
 
-def _leave_out_foreign_domain(manager: SessionManager, url: URL) -> None:
+def _leave_out_foreign_domain(manager: Any, url: URL) -> None:
     domain = (manager.cookie.domain or "").lstrip(".")
     if domain and not f".{url.host}".endswith(f".{domain}"):
-        manager.cookie = replace(manager.cookie, domain=None)
+        manager.cookies.cookie = replace(manager.cookie, domain=None)
 
 
 def _cookie_of(header: str) -> SimpleCookie:
@@ -250,7 +259,8 @@ def _take_cookies(client: Client, url: URL, response: web.Response) -> None:
     """Put the response's cookies into the client's jar, whose next requests must send them."""
     jar = client.session.cookie_jar
     if isinstance(jar, CookieJar):
-        jar._treat_as_secure_origin = frozenset((*jar._treat_as_secure_origin, url.origin()))
+        trusted = jar._treat_as_secure_origin  # noqa: SLF001  (aiohttp takes it when the jar is made, and not later)
+        jar._treat_as_secure_origin = frozenset((*trusted, url.origin()))  # noqa: SLF001  (likewise)
     by_set_cookie = [cookie.OutputString() for cookie in response.cookies.values()]
     for header in [*response.headers.getall(hdrs.SET_COOKIE, ()), *by_set_cookie]:
         jar.update_cookies(_cookie_of(header), url)

@@ -36,7 +36,6 @@ from yarl import URL
 
 import aiohttp_store
 from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat
-from aiohttp_store._lifecycle import middleware
 
 from ..conftest import PATIENCE, AiohttpClient, Serve, Servers
 from ..support.pages import ROOT
@@ -55,7 +54,6 @@ def alias(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in sys.modules if DEPENDENTS.match(name)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("sys.meta_path", [*sys.meta_path])
-    monkeypatch.setattr(middleware, "on_manager", [])
     compat.install_as_aiohttp_session()
     yield
     for name in [name for name in sys.modules if DEPENDENTS.match(name)]:
@@ -1048,15 +1046,15 @@ TRY = "try: {}\nexcept {} as error: print(error)\n"
             r"was imported already, from '.*aiohttp_session.__init__\.py'; call install_as",
         ),
         (
-            "from aiohttp_store import compat\nfrom aiohttp_store._lifecycle import middleware\n"
+            "from aiohttp_store import compat\n"
             "compat.install_as_aiohttp_session()\n"
             "compat.install_as_aiohttp_session()\nimport aiohttp_session, aiohttp_session.cookie_storage\n"
             "from aiohttp_session.redis_storage import RedisStorage\n"
             "from aiohttp_session import cookie_storage, memcached_storage, nacl_storage\n"
-            "print(aiohttp_session is compat, RedisStorage is compat.RedisStorage, len(middleware.on_manager), "
+            "print(aiohttp_session is compat, RedisStorage is compat.RedisStorage, "
             "cookie_storage.__spec__.name, cookie_storage.EncryptedCookieStorage is compat.EncryptedCookieStorage)\n"
             + TRY.format("import aiohttp_session.nothing", "ModuleNotFoundError"),
-            "True True 1 aiohttp_store.compat.cookie_storage True\nNo module named 'aiohttp_session.nothing'",
+            "True True aiohttp_store.compat.cookie_storage True\nNo module named 'aiohttp_session.nothing'",
         ),
         (DROP_IN + "import aiohttp_session\nprint(aiohttp_session.setup.__module__)", "aiohttp_store.compat.web"),
         (BLOCK + "from aiohttp_store import compat\n"

@@ -27,9 +27,8 @@ from redis.asyncio import Redis
 
 from aiohttp_store import ConfigError, Cookie, get_session, get_storage, new_session, session_middleware, setup
 from aiohttp_store._engine.manager import StorageSessionManager
-from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store._takeover.legacy import LegacySource
-from aiohttp_store._takeover.takeover import TakeoverManager
 from aiohttp_store.storages import storage_from_url
 
 from ..conftest import STORAGES, AiohttpServer, Servers, new_url
@@ -435,14 +434,14 @@ async def test_a_cookie_that_names_no_session_of_the_old_app_is_an_anonymous_vis
     ours = await move.our_app(f"&migrate_ids={ids}")
     known = (await ask(ours, "set=user&to=eve")).ours
     storage = get_storage(ours.app)
-    manager = ours.app[_MANAGER]
+    manager = ours.app[MANAGER]
     assert isinstance(manager, StorageSessionManager)
     prefix = getattr(storage, "prefix", "")
     value: str | bytes
     for value in (
         f"{OLD}_{old_id}",  # a key as it is stored
-        manager._key(known),
-        prefix + manager._key(known),
+        manager.writer.key_of(known),
+        prefix + manager.writer.key_of(known),
         f"{old_id}%20",
         f'"{old_id}\\012\\015flush_all"',
         "x" * 300,
@@ -615,9 +614,9 @@ async def test_a_note_lasts_as_long_as_a_session_that_is_not_used(move: Move) ->
     for server in ours:
         before = set(await move.old.client.keys("*"))
         given = (await ask(server, AIOHTTP_SESSION=await move.visited())).ours
-        manager = server.app[_MANAGER]
+        manager = server.app[MANAGER]
         assert isinstance(manager, StorageSessionManager)
-        session_key = manager._key(given).encode()
+        session_key = manager.writer.key_of(given).encode()
         (note,) = [key for key in set(await move.old.client.keys("*")) - before if not key.endswith(session_key)]
         left.append(await move.old.client.ttl(note))
     assert 5 < left[0] <= 60
@@ -646,7 +645,7 @@ async def test_a_request_with_our_cookie_or_that_asks_for_no_session_costs_nothi
 async def test_an_app_that_takes_nothing_over_has_the_plain_manager(servers: Servers, holding: str) -> None:
     app = web.Application()
     setup(app, new_url(servers, holding))
-    assert type(app[_MANAGER]) is StorageSessionManager
+    assert type(app[MANAGER]) is StorageSessionManager
 
 
 @pytest.mark.parametrize(
@@ -695,6 +694,6 @@ def test_the_guides_set_up_is_one() -> None:
     example = next(block.code for block in python if "?migrate=aiohttp_session" in block.code)
     told: dict[str, Any] = {}
     exec(example, told)
-    manager = told["app"][_MANAGER]
-    assert isinstance(manager, TakeoverManager)
-    assert (manager._idle_timeout, manager.cookie.persistent) == (30 * 86_400, True)
+    manager = told["app"][MANAGER]
+    assert manager._takeover is not None
+    assert (manager.lifetimes.idle_timeout, manager.cookie.persistent) == (30 * 86_400, True)

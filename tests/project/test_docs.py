@@ -19,11 +19,13 @@ import pytest
 
 import aiohttp_store
 from aiohttp_store import Cookie, Storage, StorageURL
-from aiohttp_store._engine import cookie_manager as client_side
-from aiohttp_store._engine.base import IDLE_TIMEOUT, PROLONG_AFTER
+from aiohttp_store._engine import cookie_manager
+from aiohttp_store._engine.lifetimes import IDLE_TIMEOUT, PROLONG_AFTER
 from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._engine.merge import merge
-from aiohttp_store._lifecycle.middleware import _MANAGER, RETRY_AFTER
+from aiohttp_store._engine.state import SessionState
+from aiohttp_store._lifecycle.middleware import RETRY_AFTER
+from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store._log import THROTTLE
 from aiohttp_store.codec import MAX_DEPTH
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE, MIN_SECRET
@@ -60,8 +62,10 @@ def test_each_demand_of_the_security_page_has_a_test_or_is_left_to_the_app() -> 
 def test_the_documented_defaults_are_the_codes() -> None:
     documented: dict[str, str] = dict(table(SECURITY, "setting", "default"))
     manager = StorageSessionManager(MemoryStorage())
-    assert documented["``idle_timeout``"] == f"{manager._idle_timeout:.0f} seconds"
-    assert documented["``lifetime``"] == ("none" if manager._lifetime == math.inf else manager._lifetime)
+    assert documented["``idle_timeout``"] == f"{manager.lifetimes.idle_timeout:.0f} seconds"
+    assert documented["``lifetime``"] == (
+        "none" if manager.lifetimes.lifetime == math.inf else manager.lifetimes.lifetime
+    )
     assert documented["least bytes of a secret"] == str(MIN_SECRET)
     assert documented["cookies of our name that are tried in one request"] == str(MAX_LOOKED_AT)
     assert documented["longest time that a browser keeps a cookie"] == f"{MAX_AGE} seconds"
@@ -72,8 +76,8 @@ def test_the_documented_defaults_are_the_codes() -> None:
 async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aiohttp_client: AiohttpClient) -> None:
     made: dict[str, Any] = {}
     exec(redirected(python_of(SECURITY), {"redis": servers.url("redis")}), made)
-    manager = made["app"][_MANAGER]
-    assert (manager._idle_timeout, manager._lifetime) == (15 * 60, 12 * 3600)
+    manager = made["app"][MANAGER]
+    assert (manager.lifetimes.idle_timeout, manager.lifetimes.lifetime) == (15 * 60, 12 * 3600)
     client = await aiohttp_client(made["app"])
     async with client.post("/login", data={"user": "ann", "password": "wröng"}) as response:
         assert response.status == 403
@@ -100,7 +104,7 @@ async def test_ids_have_256_bits_from_the_systems_random_source(monkeypatch: pyt
     monkeypatch.setattr("secrets.token_bytes", token_bytes)  # what token_urlsafe encodes
     ids = []
     for _ in range(100):
-        session = aiohttp_store.Session(StorageSessionManager(MemoryStorage()), {"a": 1})
+        session = aiohttp_store.Session(SessionState(StorageSessionManager(MemoryStorage()), {"a": 1}, None))
         await session.save()
         assert session.identity is not None
         ids.append(base64.urlsafe_b64decode(f"{session.identity}="))
@@ -204,7 +208,7 @@ def test_the_numbers_in_the_pages_are_the_codes(page: str, said: str, value: flo
 OPTIONS: dict[str, tuple[type[Any], ...]] = {
     "storage-memory": (memory.Options,),
     "storage-sqlite": (sqlite.Options,),
-    "storage-cookie": (client_side.Options,),
+    "storage-cookie": (cookie_manager.CookieOptions,),
     "storage-redis": (redis.TCPOptions, redis.UnixOptions),
     "storage-redis-sentinel": (redis.SentinelOptions,),
     "storage-redis-cluster": (redis.Options,),

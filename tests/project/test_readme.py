@@ -23,7 +23,7 @@ from aiohttp import ClientSession, CookieJar, web
 
 import aiohttp_store
 from aiohttp_store import Options, Session, Storage, StorageURL
-from aiohttp_store._engine.base import IDLE_TIMEOUT
+from aiohttp_store._engine.lifetimes import IDLE_TIMEOUT
 from aiohttp_store.storages import SCHEMES, storage_from_url
 
 from ..conftest import Servers

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import CookieJar, DummyCookieJar, TCPConnector, web
@@ -22,9 +22,10 @@ from aiohttp.test_utils import RawTestServer, TestClient, TestServer, make_mocke
 from aiohttp.typedefs import StrOrURL
 from yarl import URL
 
-from aiohttp_store import Cookie, Session, get_session, get_storage, new_session, setup, testing
+from aiohttp_store import Cookie, get_session, get_storage, new_session, setup, testing
 from aiohttp_store._engine.manager import StorageSessionManager
-from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store._engine.state import SessionState
+from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.testing import freeze, session_of, set_session, sign_in
 
@@ -193,9 +194,9 @@ class OtherManager(StorageSessionManager):
 
     hosts: frozenset[str] = frozenset()
 
-    async def save(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
+    def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
         self.hosts |= {request.host}
-        await super().save(request, response, session)
+        super().answer(request, response, state)
         for header in response.headers.popall("Set-Cookie", ()):
             name, _, value = header.partition(";")[0].partition("=")
             response.set_cookie(name, value)
@@ -203,7 +204,7 @@ class OtherManager(StorageSessionManager):
 
 async def test_any_manager_is_asked_as_by_the_clients_request_and_its_cookies_are_taken() -> None:
     app = make_app(cookie=Cookie(path="/shop"))
-    manager: Any = app[_MANAGER]
+    manager: Any = app[MANAGER]
     manager.__class__ = OtherManager
     async with client_of("shop.example", app) as client:
         await sign_in(client, ANN)
@@ -412,7 +413,7 @@ async def test_the_clock_goes_on_after_its_block_and_a_clock_within_another_from
                 assert inner.now == clock.now
                 assert (await session_of(client), await stored(client)) == ({}, False)
         assert (await session_of(client), await stored(client)) == (ANN, True)
-        assert app[_MANAGER].clock is time.time
+        assert cast("Any", app[MANAGER]).lifetimes.clock is time.time
 
 
 async def test_a_servers_record_outlives_the_session_that_the_clock_has_ended(storage_url: str) -> None:

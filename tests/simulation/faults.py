@@ -39,26 +39,26 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         "a conflict is taken for a success",
-        "_engine/manager.py",
-        "        if type(outcome) is Conflict:\n            return outcome.record\n",
-        "        if type(outcome) is Conflict:\n            return None\n",
+        "_engine/writing.py",
+        "return outcome if type(outcome) is Conflict else Gone()",
+        "return Written(snapshot)",
     ),
     Fault(
         "another's change is overwritten instead of merged",
-        "_engine/manager.py",
-        "session._data = merge(base, mine, theirs)",
-        "session._data = mine",
+        "_engine/writing.py",
+        "fork.data = merge(self._codec.decode(before.envelope.payload), fork.data, theirs)",
+        "pass",
     ),
     Fault(
         "one's own change is dropped instead of merged",
-        "_engine/manager.py",
-        "session._data = merge(base, mine, theirs)",
-        "session._data = theirs",
+        "_engine/writing.py",
+        "fork.data = merge(self._codec.decode(before.envelope.payload), fork.data, theirs)",
+        "fork.data = theirs",
     ),
     Fault(
         "the merge takes values that nobody has changed from the older side",
         "_engine/merge.py",
-        "chosen = there if _same(old, here) else here",
+        "chosen = there if is_same(old, here) else here",
         "chosen = here",
     ),
     Fault(
@@ -69,114 +69,130 @@ FAULTS = [
     ),
     Fault(
         "a merge forgets which data it rests on",
-        "_engine/manager.py",
-        "session._snapshot = stored._replace(version=record.version, envelope=envelope)",
-        "session._snapshot = stored._replace(version=record.version)",
+        "_engine/state.py",
+        "self.snapshot, self.dirty = newest, TOUCHED",
+        "self.snapshot, self.dirty = before._replace(version=newest.version), TOUCHED",
     ),
     Fault(
         "a renewal leaves the old id alive",
-        "_engine/manager.py",
-        "outcome = await self._batcher.save(Write(stored.key, stored.version, TOMBSTONE, self._longest_trip()))",
+        "_engine/writing.py",
+        "outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, TOMBSTONE, self._longest_retry()))",
         'outcome = Saved(b"")',
     ),
     Fault(
         "a renewal that lost leaves its copy",
-        "_engine/manager.py",
+        "_engine/writing.py",
         "if fresh is not None and not isinstance(outcome, Saved):",
         "if False:",
     ),
     Fault(
         "a renewal is not told to the browser",
-        "_engine/manager.py",
-        "if session._cookie_id != stored.id or session._cookie_stale or is_prolonged:",
-        "if session._cookie_id is None or session._cookie_stale or is_prolonged:",
+        "_engine/cookie_writer.py",
+        "if held is None or held.id != wanted.id:",
+        "if held is None:",
     ),
     Fault(
         "a logout deletes nothing",
-        "session.py",
-        "            self._doomed += (self._snapshot.key,)\n",
-        "            pass\n",
+        "_engine/state.py",
+        "self.asked += (End(None if self.snapshot is None else self.snapshot.key),)",
+        "self.asked += (End(None),)",
     ),
     Fault(
         "a new session leaves the one before alive",
         "_engine/manager.py",
-        "doomed = [one.key for one in self._reader.read(request.headers)]",
-        "doomed: list[str] = []",
+        "ends = [End(one.key) for one in self._reader.read(request.headers)]",
+        "ends: list[End] = []",
     ),
     Fault(
         "a session that was deleted is written again",
-        "_engine/manager.py",
-        "        outcome = await self._batcher.save(write, asker)\n",
-        "        outcome = await self._batcher.save(write, asker)\n"
-        "        if isinstance(outcome, Gone):\n"
-        "            outcome = await self._batcher.save(write._replace(expected=None), asker)\n",
+        "_engine/writing.py",
+        "        outcome = await self._batcher.save(write, asker)\n        if type",
+        (
+            "        outcome = await self._batcher.save(write, asker)\n"
+            "        if type(outcome) is Gone:\n"
+            "            outcome = await self._batcher.save(write._replace(expected=None), asker)\n"
+            "        if type"
+        ),
     ),
     Fault(
         "apply does not run again after a conflict",
-        "_engine/manager.py",
-        "                    if record is None:\n                        return result\n",
-        "                    return result\n",
+        "_engine/writing.py",
+        ("                if isinstance(outcome, Conflict):\n                    contest.count()\n"),
+        (
+            "                if isinstance(outcome, Conflict) and change is not None:\n"
+            "                    return result\n"
+            "                if isinstance(outcome, Conflict):\n"
+            "                    contest.count()\n"
+        ),
     ),
     Fault(
         "what a refused change did is kept",
-        "_engine/manager.py",
-        "error:\n                    self._take_back(session, life, pending, sent)\n",
-        "error:\n",
+        "_engine/writing.py",
+        "return before, state.fork(self._codec.copy(before.data))",
+        "return before, state.fork(state.data)",
     ),
     Fault(
         "a wrong guess is taken for a success",
-        "_engine/manager.py",
-        "        if record is not None or twin._gone:\n            return False\n",
-        "        if record is not None or twin._gone:\n            return True\n",
+        "_engine/writing.py",
+        ("                if isinstance(outcome, Conflict):\n                    contest.count()\n"),
+        (
+            "                if isinstance(outcome, Conflict) and not is_fresh:\n"
+            "                    return result\n"
+            "                if isinstance(outcome, Conflict):\n"
+            "                    contest.count()\n"
+        ),
     ),
     Fault(
         "what was read again keeps the data of before",
-        "_engine/manager.py",
-        "session._data, session._snapshot = read._data, read._snapshot",
-        "session._snapshot = read._snapshot",
+        "_engine/state.py",
+        "self.data, self.snapshot = read.data, read.snapshot",
+        "self.snapshot = read.snapshot",
     ),
     Fault(
         "the idle timeout does not end a session",
-        "_engine/base.py",
-        "return min(written + (idle_timeout or self._idle_timeout), created + self._lifetime)",
-        "return min(written + 10 * (idle_timeout or self._idle_timeout), created + self._lifetime)",
+        "_engine/lifetimes.py",
+        "return min(written + (idle_timeout or self.idle_timeout), created + self.lifetime)",
+        "return min(written + 10 * (idle_timeout or self.idle_timeout), created + self.lifetime)",
     ),
     Fault(
         "the lifetime does not end a session",
-        "_engine/base.py",
-        "return min(written + (idle_timeout or self._idle_timeout), created + self._lifetime)",
-        "return written + (idle_timeout or self._idle_timeout)",
+        "_engine/lifetimes.py",
+        "return min(written + (idle_timeout or self.idle_timeout), created + self.lifetime)",
+        "return written + (idle_timeout or self.idle_timeout)",
     ),
     Fault(
         "a session that is only read is not prolonged",
-        "_engine/base.py",
-        "is_due = session._extend and",
-        "is_due = False and",
+        "_engine/session_codec.py",
+        " or (state.extends and lifetimes.is_due(envelope))",
+        "",
     ),
     Fault(
         "changes of nested values are not seen",
-        "_engine/base.py",
-        "if (session._touched or session._exposed) and (changes",
-        "if session._touched and (changes",
+        "_engine/session_codec.py",
+        "if not state.dirty:",
+        "if not state.dirty & TOUCHED:",
     ),
     Fault(
         "a redirect saves nothing",
         "_lifecycle/middleware.py",
-        "                session = _to_be_saved(visit, raised)\n",
-        "                session = None\n",
+        "if _is_to_be_saved(visit, raised):",
+        "if False:",
     ),
     Fault(
         "an outage at the end of a request is not told",
         "_lifecycle/middleware.py",
         "        except (StorageUnavailable, SessionConflict, SessionGone) as error:\n",
-        "        except StorageUnavailable:\n            return response\n"
-        "        except (SessionConflict, SessionGone) as error:\n",
+        (
+            "        except StorageUnavailable:\n"
+            "            return response\n"
+            "        except (SessionConflict, SessionGone) as error:\n"
+        ),
     ),
     Fault(
         "a stream's headers are sent before its session is saved",
         "_lifecycle/middleware.py",
-        "        elif not session._sealed:\n",
-        "        elif False:\n",
+        ("            _vary_on_failure(visit, response)\n        else:\n"),
+        ("            _vary_on_failure(visit, response)\n        elif False:\n"),
     ),
     Fault(
         "answers of a batch reach the wrong visitors",
@@ -187,7 +203,7 @@ FAULTS = [
     Fault(
         "of two writes of one key in a batch the first is forgotten",
         "_engine/batching.py",
-        "            elif change.key in taken:\n                later.append(change)\n",
+        ("            elif change.key in taken:\n                later.append(change)\n"),
         "",
     ),
     Fault(
@@ -198,21 +214,61 @@ FAULTS = [
     ),
     Fault(
         "all ids have one key",
-        "_engine/manager.py",
-        "return key_of_id(session_id, self.cookie.name)",
-        'return key_of_id("", self.cookie.name)',
+        "_engine/writing.py",
+        "return key_of_id(session_id, self._cookie_name)",
+        'return key_of_id("", self._cookie_name)',
     ),
     Fault(
         "two tasks of a request load a session each",
         "_lifecycle/middleware.py",
-        "            if visit.session is None:  # else new_session was called meanwhile\n",
-        "            if True:\n",
+        "    if visit.session is None:  # else new_session was called meanwhile\n",
+        "    if True:\n",
     ),
     Fault(
         "a writer never gives the lock back after an outage",
         "_engine/locks.py",
-        "        try:\n            yield\n        finally:\n            self.release(name)\n",
-        "        yield\n        self.release(name)\n",
+        ("        try:\n            yield\n        finally:\n            self.release(name)\n"),
+        ("        yield\n        self.release(name)\n"),
+    ),
+    Fault(
+        "what was asked for during a write is forgotten",
+        "_engine/state.py",
+        ("        self.asked = self.asked[carried_out:]\n        if self.has_ended:\n            if written"),
+        ("        self.asked = ()\n        if self.has_ended:\n            if written"),
+    ),
+    Fault(
+        "a session that was ended during its write lives on",
+        "_engine/state.py",
+        "if written is not None and End(written.key) not in self.asked:",
+        "if False:",
+    ),
+    Fault(
+        "what other tasks changed during a write is forgotten",
+        "_engine/state.py",
+        "mine, merged = self.data, merge(before.data, self.data, fork.data)",
+        "mine, merged = self.data, fork.data",
+    ),
+    Fault(
+        "the end of a request does not look for what came during its save",
+        "_engine/writing.py",
+        ("            if not is_changed:\n                return\n"),
+        "            return\n",
+    ),
+    Fault(
+        "another session that began during the last save is not saved",
+        "_lifecycle/middleware.py",
+        "while saved is not visit.state:",
+        "while saved is None:",
+    ),
+    Fault(
+        "a fork that lost is adopted",
+        "_engine/writing.py",
+        ("                elif isinstance(outcome, Gone):\n                    self._lose(state, len(before.asked))\n"),
+        (
+            "                elif isinstance(outcome, Gone):\n"
+            "                    state.adopt(before, fork, fork.snapshot)\n"
+            "                    return result\n"
+        ),
     ),
 ]
 

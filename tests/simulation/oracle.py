@@ -25,7 +25,6 @@ GIVEN_UP = 60.0
 
 KNOWN = {
     "B1": "a logout that meets a renewal leaves the session alive under the new id",
-    "B3": "what a task asks for while the last save of its request is under way is not done",
 }
 """The faults of the engine that are not mended yet; the simulation fails when one of them no longer occurs."""
 
@@ -239,8 +238,7 @@ class Oracle:
             self.find("foreign", f"{who} brought no id that was given out, and is shown {data}")
         if truth is None:
             if is_first and attempt.cookie is not None and self._must_live(attempt.cookie, attempt):
-                late = [one for one in attempt.cookie.truth.renewals if one.is_late] if attempt.cookie.truth else []
-                self.find("lost", f"{who} is shown no session, and nothing has ended it", "B3" if late else None)
+                self.find("lost", f"{who} is shown no session, and nothing has ended it")
             return
         if is_first:
             attempt.shown = truth
@@ -254,7 +252,7 @@ class Oracle:
         assert attempt.cookie is not None
         for act in attempt.cookie.changes:
             if act.kind == "renew" and act.cookie is attempt.cookie and act.acknowledged < since:
-                self.find("revived", f"{who} is served under an id that was renewed", "B3" if act.is_late else None)
+                self.find("revived", f"{who} is served under an id that was renewed")
         spread, now = 2 * self.plan.spread + SLACK, attempt.began
         if now - truth.touched > max(truth.idle) + spread:
             self.find("revived", f"{who} is shown session {truth.sid}, which nobody has used for {now - truth.touched}")
@@ -269,8 +267,6 @@ class Oracle:
                 return
 
     def _known_end(self, end: Act) -> str | None:
-        if end.is_late or end.attempt.begins_late:
-            return "B3"
         met = any(
             one.attempt is not end.attempt
             and one.asked < end.acknowledged
@@ -297,10 +293,9 @@ class Oracle:
                 place = {"put": data, "nest": nest, "apply": log}[act.kind]
                 key = act.token if act.kind == "apply" else f"w{act.token}"
                 if act.removal is None and act.acknowledged < since and key not in place:
-                    self.find("lost", f"{who} misses {act.kind} {act.token}: {data}", "B3" if act.is_late else None)
+                    self.find("lost", f"{who} misses {act.kind} {act.token}: {data}")
                 elif act.removal is not None and act.removal.acknowledged < since and key in place:
-                    known = "B3" if act.removal.is_late else None
-                    self.find("lost", f"{who} is shown {act.token}, which was removed: {data}", known)
+                    self.find("lost", f"{who} is shown {act.token}, which was removed: {data}")
             if act.kind == "refuse" and f"w{act.token}" in data:
                 self.find("lost", f"{who} is shown {act.token}, which was taken back: {data}")
         if self.plan.is_undisturbed and len(set(log)) < len(log):
@@ -317,6 +312,4 @@ class Oracle:
             if act.kind == "replace" and act.acknowledged < since and act.asked > ended and act is not shown_act
         ]
         if later:
-            is_late = (shown_act is not None and shown_act.is_late) or all(act.is_late for act in later)
-            known = "B3" if is_late else None
-            self.find("lost", f"{who} is shown n={shown}, and {later[-1].token} was acknowledged later", known)
+            self.find("lost", f"{who} is shown n={shown}, and {later[-1].token} was acknowledged later")

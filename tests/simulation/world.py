@@ -24,7 +24,7 @@ from aiohttp_store import (
     get_session,
     new_session,
 )
-from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.codec import TOMBSTONE, Envelope
 from aiohttp_store.cookie import key_of_id
 
@@ -127,7 +127,8 @@ class Process:
             idle_timeout=plan.idle_timeout,
             lifetime=plan.lifetime,
         )
-        self.app[_MANAGER].clock = self.clock
+        manager: Any = self.app[MANAGER]
+        manager.lifetimes.clock = self.clock
         self.runner = web.AppRunner(
             self.app,
             handle_signals=False,

@@ -33,8 +33,9 @@ from aiohttp_store import (
     session_middleware,
     setup,
 )
-from aiohttp_store._engine.cookie_manager import MAX_INFLATED, CookieSessionManager, Seal
-from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store._engine.cookie_manager import CookieSessionManager
+from aiohttp_store._engine.sealing import MAX_INFLATED, Seal
+from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.codec import Envelope
 
 from ..conftest import AiohttpClient, AiohttpServer, Client, Serve
@@ -142,25 +143,26 @@ _borrow(
 _borrow(test_identity, "test_two_live_sessions_in_one_request_are_nobodys")
 
 
-# One keeper, without an app around it.
+# One manager, without an app around it.
 
 
-def keeper_of(url: str = "cookie://", **options: Any) -> CookieSessionManager:
+def manager_of(url: str = "cookie://", **options: Any) -> CookieSessionManager:
     return CookieSessionManager(StorageURL.parse(url), **{"secret": SECRET, **options})
 
 
 async def sealed(manager: CookieSessionManager, data: dict[str, Any]) -> str:
     """Give the value of the cookie that a new session with this data leaves with."""
     request, response = make_mocked_request("GET", "/"), web.Response()
-    session = await manager.load(request)
-    session.update(data)
-    await manager.save(request, response, session)
+    state = await manager.load(request)
+    Session(state).update(data)
+    await manager.save(request, response, state)
+    manager.answer(request, response, state)
     return value_in(response.headers["Set-Cookie"])
 
 
 async def opened(manager: CookieSessionManager, *values: str, name: str = "session") -> dict[str, Any]:
     cookies = "; ".join(f"{name}={value}" for value in values)
-    return dict(await manager.load(make_mocked_request("GET", "/", headers={"Cookie": cookies})))
+    return dict(Session(await manager.load(make_mocked_request("GET", "/", headers={"Cookie": cookies}))))
 
 
 def value_in(header: str) -> str:
@@ -189,7 +191,7 @@ JSON = st.dictionaries(
 @pytest.mark.parametrize("url", ["cookie://", "cookie://?compress=true"])
 @given(JSON)
 async def test_any_data_comes_back(url: str, data: dict[str, Any]) -> None:
-    manager = keeper_of(url)
+    manager = manager_of(url)
     try:
         value = await sealed(manager, data)
     except SessionTooLarge:
@@ -198,7 +200,7 @@ async def test_any_data_comes_back(url: str, data: dict[str, Any]) -> None:
 
 
 async def test_a_cookie_with_another_bit_or_character_is_nobodys() -> None:
-    manager = keeper_of()
+    manager = manager_of()
     value = await sealed(manager, {"user": "ann"})
     genuine = octets(value)
     assert b"ann" not in genuine
@@ -214,18 +216,18 @@ async def test_a_cookie_with_another_bit_or_character_is_nobodys() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 async def test_no_last_character_has_a_second_spelling(length: int) -> None:
-    manager = keeper_of()
+    manager = manager_of()
     value = await sealed(manager, {"a": "x" * length})
     same = [last for last in string.printable if await opened(manager, value[:-1] + last)]
     assert same == [value[-1]]
 
 
 async def test_what_another_secret_name_or_hand_made_is_nobodys() -> None:
-    manager = keeper_of()
+    manager = manager_of()
     value = await sealed(manager, {"user": "ann"})
     assert await opened(manager, value) == {"user": "ann"}
-    assert await opened(keeper_of(secret=OTHER), value) == {}
-    assert await opened(keeper_of(cookie=Cookie(name="other")), value, name="other") == {}
+    assert await opened(manager_of(secret=OTHER), value) == {}
+    assert await opened(manager_of(cookie=Cookie(name="other")), value, name="other") == {}
     envelope = Envelope(2e9, 2e9, None, b'{"user":"ann"}').pack()
     for forged in (
         *(value[:end] for end in range(len(value))),
@@ -244,7 +246,7 @@ def test_no_two_sealings_share_a_salt_or_a_nonce() -> None:
 
 
 async def test_at_most_four_cookies_are_looked_at_and_one_twice_is_one() -> None:
-    manager = keeper_of()
+    manager = manager_of()
     value = await sealed(manager, {"a": 1})
     junk = text(bytes(200))
     assert await opened(manager, "junk", junk, junk, "", junk, value) == {"a": 1}
@@ -271,7 +273,7 @@ HEADER = Envelope(2e9, 2e9, None, b"").pack()
 async def test_what_was_sealed_and_cannot_be_read_is_nobodys(
     content: bytes, logged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager = keeper_of()
+    manager = manager_of()
     caplog.clear()
     for _ in range(3):
         assert await opened(manager, Seal("session", SECRET).close(content)) == {}
@@ -280,7 +282,7 @@ async def test_what_was_sealed_and_cannot_be_read_is_nobodys(
 
 
 async def test_compressed_and_plain_cookies_are_read_by_both_settings() -> None:
-    plain, compressing = keeper_of(), keeper_of("cookie://?compress=true")
+    plain, compressing = manager_of(), manager_of("cookie://?compress=true")
     long: dict[str, Any] = {"a": "tea and milk " * 100}
     values = [await sealed(manager, long) for manager in (plain, compressing)]
     assert len(values[1]) < len(values[0]) / 5
@@ -655,7 +657,7 @@ async def test_it_is_no_storage(app: web.Application) -> None:
     with pytest.raises(ConfigError, match="cookie:// is no storage"):
         async with open_storage("cookie://"):
             pass
-    keeper_of(on_conflict="overwrite")  # which is what happens
+    manager_of(on_conflict="overwrite")  # which is what happens
 
 
 async def test_two_processes_with_one_secret_share_their_visitors() -> None:
@@ -696,7 +698,7 @@ async def test_no_log_line_holds_a_cookie(serve: Serve, caplog: pytest.LogCaptur
     ]
     assert not [line for line in ours for value in values if value and value[:16] in line]
     app: Any = client.app
-    assert SECRET not in repr(vars(app[_MANAGER]))
+    assert SECRET not in repr(vars(app[MANAGER]))
 
 
 async def fill(request: web.Request) -> web.Response:

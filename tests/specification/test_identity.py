@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
-from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.cookie import key_of_id
 
 from ..conftest import ONE_SERVER, Client, Serve
@@ -108,8 +108,8 @@ async def held(client: Client, barrier: Barrier, then: str, cookie: str) -> asyn
 
 async def live_ids(client: Client, *cookies: str) -> list[str]:
     assert client.app is not None
-    manager: Any = client.app[_MANAGER]
-    while tasks := manager._tasks:
+    manager: Any = client.app[MANAGER]
+    while tasks := manager.background._tasks:
         await asyncio.wait(tasks)  # what nobody knows any more is deleted beside the requests
     ids = [id_of(cookie) for cookie in cookies]
     records = await get_storage(client.app).load([key_of_id(one) for one in ids])
@@ -377,7 +377,7 @@ async def test_ids_are_never_drawn_twice_and_a_collision_takes_nothing_over(
     client, _ = await start(serve, storage_url)
     mine = await begin(client)
     draws = [id_of(mine), id_of(mine), secrets.token_urlsafe(32)]
-    monkeypatch.setattr("aiohttp_store._engine.manager.secrets.token_urlsafe", lambda _: draws.pop(0))
+    monkeypatch.setattr("aiohttp_store._engine.writing.secrets.token_urlsafe", lambda _: draws.pop(0))
     _, header = await get(client, "/put?b=2")
     assert header is not None
     assert draws == []

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_store import Cookie, Record, SessionGone, get_session, get_storage
-from aiohttp_store._lifecycle.middleware import _MANAGER
+from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.codec import Envelope
 from aiohttp_store.cookie import key_of_id
 
@@ -61,7 +61,8 @@ class Visitor:
         self.client = client
         self.app = client.app
         self.now = float(int(time.time()))
-        self.app[_MANAGER].clock = lambda: self.now
+        manager: Any = self.app[MANAGER]
+        manager.lifetimes.clock = lambda: self.now
 
     def wait(self, seconds: float) -> None:
         self.now += seconds

@@ -1,0 +1,90 @@
+"""What a response says of the session: the cookie, and who may keep the response."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from aiohttp import hdrs, web
+
+from .._log import log_once, logger
+from ..cookie import Cookie, CookieFinder, add_vary, forbid_caching
+from .lifetimes import Lifetimes
+from .state import SessionState, Snapshot
+
+__all__ = ["CookieWriter"]
+
+_LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
+
+
+class CookieWriter:
+    """Sends the cookie when the browser should hold another than it does."""
+
+    def __init__(
+        self,
+        cookie: Cookie,
+        finder: CookieFinder,
+        value_of: Callable[[Snapshot], str],
+        lifetimes: Lifetimes,
+        *,
+        holds_data: bool = False,
+    ) -> None:
+        """Take what finds the app's cookies and makes their value; with `holds_data` each write needs a new one."""
+        self.cookie = cookie
+        self._finder = finder
+        self._value_of = value_of
+        self._lifetimes = lifetimes
+        self._holds_data = holds_data
+
+    def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
+        """Carry out the cookie's column of the end-of-request table."""
+        add_vary(response.headers)
+        held, wanted = state.held, state.snapshot
+        if wanted is held or state.is_gone:
+            return
+        if wanted is None:
+            if self._finder.is_in(request.headers):
+                self._send(request, response, "", 0)
+        elif self._differs(held, wanted):
+            is_persistent = self.cookie.persistent or wanted.envelope.idle_timeout is not None
+            max_age = self._lifetimes.max_age(wanted.envelope) if is_persistent else None
+            self._send(request, response, self._value_of(wanted), max_age)
+
+    def _differs(self, held: Snapshot | None, wanted: Snapshot) -> bool:
+        if held is None or held.id != wanted.id:
+            return True
+        idle_timeout = wanted.envelope.idle_timeout
+        if held.envelope.idle_timeout != idle_timeout:
+            return True
+        # Another Max-Age, or other data.
+        is_told_each = self._holds_data or self.cookie.persistent or idle_timeout is not None
+        return is_told_each and held.version != wanted.version
+
+    def _send(self, request: web.BaseRequest, response: web.StreamResponse, value: str, max_age: int | None) -> None:
+        cookie, over_https = self.cookie, request.secure
+        if not over_https:
+            _warn_of_plain_http(cookie, request)
+        secure = cookie.is_secure(over_https)
+        response.headers.add(hdrs.SET_COOKIE, cookie.header(value, secure=secure, max_age=max_age))
+        taken_out = forbid_caching(response.headers)
+        if taken_out:
+            log_once(
+                logger.warning,
+                "Cache-Control: %s was taken from a response that sets the session's cookie",
+                ", ".join(taken_out),
+            )
+
+
+def _warn_of_plain_http(cookie: Cookie, request: web.BaseRequest) -> None:
+    if cookie.secure is True and not _LOCAL_HOST.match(request.host):
+        log_once(
+            logger.warning,
+            "the session's cookie is for https only, and this request came by http, so browsers drop it; "
+            "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
+        )
+    elif cookie.secure == "auto" and request.headers.get(hdrs.X_FORWARDED_PROTO, "").lower() == "https":
+        log_once(
+            logger.warning,
+            "a proxy says that the browser uses https, but such headers are not trusted, so the session's cookie "
+            "is sent without Secure; let aiohttp-remotes set the request's scheme",
+        )

@@ -1,0 +1,70 @@
+"""One request's use of the sessions of one `setup`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from .._engine.state import SessionManager
+from ..errors import StorageUnavailable
+from ..session import Session
+
+__all__ = ["MANAGER", "REQUEST_STATE", "RequestState"]
+
+
+@dataclass(eq=False)
+class RequestState:
+    """What a request knows of its session; a sub-app's own is linked to its parent's."""
+
+    manager: SessionManager[Any]
+    outer: RequestState | None
+    request: web.Request | None
+    """As the handler saw it last, who may have been given another than the middleware; `None` after the end."""
+    state: Any = None
+    """Of the session, once it is loaded."""
+    session: Session | None = None
+    failure: StorageUnavailable | None = None
+    is_loading: bool = False
+    """A task of the request loads the session."""
+    waiting: tuple[asyncio.Future[None], ...] = ()
+    """The other tasks that want it."""
+    headers_sent: bool = False
+    """The headers are sent, or the response is on its way."""
+    extends: bool = False
+    """The request counts as use of the session."""
+
+    def have(self, request: web.Request, state: Any, session: Session | None = None) -> Session:
+        """Take a session for that of this request, and return what the handler sees of it."""
+        state.request = self
+        self.state = state
+        self.session = self.manager.present(request, state) if session is None else session
+        return self.session
+
+    def end(self) -> None:
+        """Let go of the request, which holds this, so that both are freed without the collector."""
+        self.headers_sent = True
+        self.request = None
+        if self.state is not None:
+            self.state.request = _USED if self.extends else _UNUSED
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What is left to a session of a request that has ended."""
+
+    extends: bool
+    headers_sent: bool = True
+
+
+_USED, _UNUSED = _Ended(extends=True), _Ended(extends=False)
+
+# aiohttp before 3.14 has no RequestKey, and keeps what a request carries under strings.
+REQUEST_STATE: Any = (
+    web.RequestKey("aiohttp_store.request_state", RequestState)
+    if hasattr(web, "RequestKey")
+    else "aiohttp_store.request_state"
+)
+MANAGER: web.AppKey[SessionManager[Any]] = web.AppKey("aiohttp_store.manager", SessionManager[Any])
