@@ -2,6 +2,7 @@
 # make test       run every test on real servers, with branch coverage, in WORKERS=5 processes with servers of their own
 # make lint       ruff, ruff format, mypy --strict
 # make docs       build the documents into docs/_build/html
+# make tables     write the tables of the documents that are made from the code
 # make package    build sdist and wheel into dist/, and run the tests of the sdist against the installed wheel
 # make bench      measure, next to other libraries, and write docs/performance.rst; takes half an hour (ARGS=--quick: 2)
 # make fuzz       run the tests that make up their values with a thousand of them instead of forty (ARGS='-k merge')
@@ -41,7 +42,7 @@ export PYTHONDONTWRITEBYTECODE :=
 constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
 PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
 
-.PHONY: demo test lint docs package bench fuzz chaos simulate simulate-faults screenshot servers constraints clean
+.PHONY: demo test lint docs tables package bench fuzz chaos simulate simulate-faults screenshot servers constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -57,6 +58,9 @@ lint: $(VENV)/developer
 docs: $(VENV)/developer
 	$(BIN)/sphinx-build -n -W --keep-going --quiet docs docs/_build/html
 	@echo docs/_build/html/index.html
+
+tables: $(VENV)/developer
+	$(BIN)/python -m docs.tables
 
 bench: .venv-bench/installed servers
 	.venv-bench/bin/python -m benchmarks --save benchmarks/results.json --write-docs $(ARGS)

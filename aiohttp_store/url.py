@@ -157,11 +157,11 @@ class TLSOptions:
     tls: bool = False
     """Encrypt the connection, and check the server's certificate and name."""
     tls_ca: str | None = None
-    """File of the authorities to trust, instead of the system's."""
+    """Path of the authorities to trust (PEM), instead of the system's."""
     tls_cert: str | None = None
-    """File of this client's own certificate."""
+    """Path of this client's certificate (PEM)."""
     tls_key: str | None = None
-    """File of the key to `tls_cert`, where that does not hold it."""
+    """Path of its key (PEM), if `tls_cert` does not hold it."""
 
     def context(self) -> ssl.SSLContext | None:
         """Make the context for one connection pool, or `None` without TLS.

@@ -1,0 +1,1 @@
+"""What loads, merges and saves sessions, in a storage or in the cookie itself."""

@@ -1,0 +1,1 @@
+"""`?migrate=`: sessions that aiohttp-session wrote become sessions of this package, one by one."""

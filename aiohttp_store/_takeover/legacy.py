@@ -70,15 +70,15 @@ class LegacyOptions:
     """Which sessions of another library are taken over; they are in the same server and database."""
 
     migrate: str | None = None
-    """Whose sessions to take over: `aiohttp_session`."""
+    """Whose sessions to take over: `aiohttp_session`. The other parameters need it."""
     migrate_cookie: str = "AIOHTTP_SESSION"
-    """The name of their cookie, with which their keys begin."""
+    """The name of the old cookie, with which the old keys begin."""
     migrate_path: str = "/"
-    """The path of their cookie."""
+    """The path of the old cookie."""
     migrate_domain: str | None = None
-    """The domain of their cookie."""
+    """The domain of the old cookie."""
     migrate_ids: str = "uuid"
-    """The form of their ids: `uuid`, or `any` where the app had a `key_factory`."""
+    """The form of the old ids: `uuid`, 32 hexadecimal digits, or `any`, if the app had a `key_factory`."""
 
     def legacy(self) -> Legacy | None:
         """Give what these parameters say, `None` without `migrate`.

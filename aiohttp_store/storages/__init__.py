@@ -1,4 +1,4 @@
-"""From the scheme of a URL to the storage that serves it."""
+"""A file for each storage, found by the scheme of a URL; what several storages share begins with `_`."""
 
 from __future__ import annotations
 

@@ -43,11 +43,11 @@ class Options(TLSOptions, LegacyOptions):
     """The parameters of `memcached://`."""
 
     prefix: str = "session:"
-    """Stands before each key; two applications on one server need two prefixes."""
+    """What each key begins with, without spaces and control characters, at most 207 bytes; each app needs its own."""
     timeout: float = 2.0
-    """Seconds within which every call answers or raises `StorageUnavailable`."""
+    """Seconds within which each call answers or raises `StorageUnavailable`."""
     pool_size: int = 16
-    """How many connections to one node are open at most; who finds none free waits."""
+    """How many connections a process opens to each node at most; further calls wait for a free one."""
 
     def __post_init__(self) -> None:
         positive("timeout", self.timeout)

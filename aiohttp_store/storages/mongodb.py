@@ -78,11 +78,11 @@ class Options(LegacyOptions):
     """Our own parameters of `mongodb://`; all others are MongoDB's."""
 
     collection: str = "sessions"
-    """The collection of the sessions; its TTL index is made where it is missing."""
+    """The collection of the sessions: letters, digits and underscores, at most 64, no digit first."""
     timeout: float = 2.0
-    """Seconds within which every verb ends; also the time-outs of the driver that the URL does not set."""
+    """Seconds within which each call answers or raises `StorageUnavailable`."""
     pool_size: int | None = None
-    """The most connections to one server: MongoDB's `maxPoolSize`, 100 by default."""
+    """How many connections to one server are opened at most; another name of `maxPoolSize`, which is 100 by default."""
     migrate_collection: str = "sessions"
     """The collection of the sessions that are taken over; it may be the same."""
 

@@ -59,13 +59,13 @@ class Options(TLSOptions):
     """The parameters of `mysql://` and `mariadb://`."""
 
     table: str = "sessions"
-    """The table of the records."""
+    """The table of the records: letters, digits and underscores, at most 64, no digit first."""
     create_table: bool = True
-    """Make the table where it is missing."""
+    """Make the table if it is missing."""
     timeout: float = 2.0
-    """Seconds within which every verb answers or raises `StorageUnavailable`."""
+    """Seconds within which each call answers or raises `StorageUnavailable`."""
     pool_size: int = 10
-    """How many connections serve requests at most; the sweep opens one more."""
+    """How many connections of a process serve requests at most; the sweep opens one more."""
     unix_socket: str | None = None
     """Path of the server's socket, instead of a host."""
 

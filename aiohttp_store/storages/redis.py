@@ -60,9 +60,9 @@ SAVE_SHA = hashlib.sha1(SAVE.encode(), usedforsecurity=False).hexdigest()
 @dataclass(frozen=True, kw_only=True)
 class _Common:
     prefix: str = "session:"
-    """What each key begins with."""
+    """What each key begins with; apps that share a database need different ones."""
     timeout: float = 2.0
-    """Seconds within which every call is answered or fails."""
+    """Seconds within which each call answers or raises `StorageUnavailable`."""
     pool_size: int = 16
     """How many connections to a server are opened at most; further calls wait for a free one."""
     replicas: int = 0
@@ -90,7 +90,7 @@ class SentinelOptions(TCPOptions):
     """The parameters of `redis+sentinel://`; `tls` is for the sentinels as well."""
 
     sentinel_user: str | None = None
-    """Who logs in to the sentinels; the user of the URL logs in to the server."""
+    """The user who logs in to the sentinels; the one of the URL logs in to the server."""
     sentinel_password: str | None = None
     """The password for the sentinels."""
 
@@ -100,7 +100,7 @@ class UnixOptions(_Common, LegacyOptions):
     """The parameters of `redis+unix://`."""
 
     db: int = 0
-    """The number of the database."""
+    """The number of the database, of `redis+unix://` only; other URLs have it in their path."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

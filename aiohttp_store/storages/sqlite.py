@@ -52,9 +52,9 @@ class Options:
     """The parameters of `sqlite://`."""
 
     table: str = "sessions"
-    """The table of the records; it is made where it is missing."""
+    """The table of the records: letters, digits and underscores, at most 64, no digit first."""
     timeout: float = 2.0
-    """Seconds within which every verb answers or raises `StorageUnavailable`."""
+    """Seconds within which each call answers or raises `StorageUnavailable`."""
 
     def __post_init__(self) -> None:
         identifier("table", self.table)

@@ -1,6 +1,7 @@
-"""For those who test their apps and their storages; pytest is imported when what needs it is used.
+"""Visitors and clocks for the tests of apps, and the suite that every storage passes.
 
-See `docs/testing.rst` and `docs/writing-a-storage.rst`. `import aiohttp_store` does not import it.
+See `docs/testing.rst` and `docs/writing-a-storage.rst`. `import aiohttp_store` does not import this package, and pytest
+is imported only when what needs it is used.
 """
 
 from typing import TYPE_CHECKING, Any

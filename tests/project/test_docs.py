@@ -5,31 +5,29 @@ from __future__ import annotations
 import ast
 import base64
 import json
-import math
 import os
 import re
-import typing
-from dataclasses import fields
+import runpy
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
 import aiohttp_store
-from aiohttp_store import Cookie, Storage, StorageURL
-from aiohttp_store._engine import cookie_manager
+from aiohttp_store import Storage, StorageURL
 from aiohttp_store._engine.lifetimes import IDLE_TIMEOUT, PROLONG_AFTER
 from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._engine.merge import merge
 from aiohttp_store._engine.state import SessionState
 from aiohttp_store._lifecycle.middleware import RETRY_AFTER
 from aiohttp_store._lifecycle.request_state import MANAGER
-from aiohttp_store._log import THROTTLE
 from aiohttp_store.codec import MAX_DEPTH
-from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE, MIN_SECRET
-from aiohttp_store.storages import _EXTRAS, SCHEMES, memcached, memory, mongodb, mysql, redis, sqlite
+from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE
+from aiohttp_store.storages import _EXTRAS, SCHEMES, mongodb
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import AiohttpClient, Servers
@@ -57,20 +55,6 @@ def test_each_demand_of_the_security_page_has_a_test_or_is_left_to_the_app() -> 
         assert demand
         assert answer
         assert shown == "left to the app" or shown.strip("`") in known, demand
-
-
-def test_the_documented_defaults_are_the_codes() -> None:
-    documented: dict[str, str] = dict(table(SECURITY, "setting", "default"))
-    manager = StorageSessionManager(MemoryStorage())
-    assert documented["``idle_timeout``"] == f"{manager.lifetimes.idle_timeout:.0f} seconds"
-    assert documented["``lifetime``"] == (
-        "none" if manager.lifetimes.lifetime == math.inf else manager.lifetimes.lifetime
-    )
-    assert documented["least bytes of a secret"] == str(MIN_SECRET)
-    assert documented["cookies of our name that are tried in one request"] == str(MAX_LOOKED_AT)
-    assert documented["longest time that a browser keeps a cookie"] == f"{MAX_AGE} seconds"
-    default = Cookie().header("…", secure=True, max_age=None)
-    assert documented["cookie"] == f"``{default}`` (on https)"
 
 
 async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aiohttp_client: AiohttpClient) -> None:
@@ -141,48 +125,6 @@ def test_each_row_of_the_merge_table_is_what_comes_of_it() -> None:
         assert json.dumps(merge(base, mine, theirs), sort_keys=True) == json.dumps(result, sort_keys=True), what
 
 
-def logged() -> dict[str, tuple[str, str]]:
-    """Give what the package logs, apart from single storages and aiohttp-session's: at which level, and how often."""
-    found = {}
-    for path in [one for one in PACKAGE.rglob("*.py") if one.parent.name not in ("storages", "compat", "_takeover")]:
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        named = {
-            target.id: node.value
-            for node in nodes
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
-        for node in nodes:
-            if not isinstance(node, ast.Call):
-                continue
-            match node.func, node.args:
-                case ast.Name("log_once" | "log_throttled" as way), [ast.Attribute(_, level), message, *_]:
-                    often = {"log_once": "once", "log_throttled": "once a minute"}[way]
-                case ast.Attribute(ast.Name("logger"), level), [message, *_]:
-                    often = "each time"
-                case _:
-                    continue
-            if isinstance(message, ast.Name):
-                message = named[message.id]
-            found[ast.literal_eval(message)] = level, often
-    return found
-
-
-def test_the_log_table_names_each_warning_with_its_level_and_how_often_it_comes() -> None:
-    documented = [
-        (text, level, often)
-        for level, what, often in table(PAGES["docs/session.rst"], "level", "what", "how often")
-        for text in re.findall("``(.+?)``", what)
-        if text != "cookie://"
-    ]
-    known = logged()
-    for text, *said in documented:
-        assert said in [list(kind) for message, kind in known.items() if message.startswith(text)], text
-    for message, (level, _) in known.items():
-        assert level != "warning" or any(message.startswith(text) for text, *_ in documented), message
-
-
 @pytest.mark.parametrize(
     ("page", "said", "value", "meant"),
     [
@@ -194,7 +136,6 @@ def test_the_log_table_names_each_warning_with_its_level_and_how_often_it_comes(
         (SESSION, "its ``timeout`` (2 seconds)", Storage.timeout, 2),
         (SESSION, "``Retry-After: 1``", RETRY_AFTER, 1),
         (SESSION, "Up to 4 that have the form of ours", MAX_LOOKED_AT, 4),
-        (SESSION, "- once a minute", THROTTLE, 60),
         (CONCURRENCY, "one ``timeout`` of the storage (2 seconds)", Storage.timeout, 2),
     ],
 )
@@ -203,73 +144,45 @@ def test_the_numbers_in_the_pages_are_the_codes(page: str, said: str, value: flo
     assert value == meant
 
 
+# Tables that are generated.
+
+TABLES = runpy.run_path(str(ROOT / "docs/tables.py"))
+
+
+def test_the_generated_tables_are_as_the_code_has_them() -> None:
+    stale = [name for name, page in PAGES.items() if TABLES["generated"](page.read_text()) != page.read_text()]
+    assert stale == [], "run `make tables`"
+
+
+def test_each_generated_table_has_one_place() -> None:
+    places = [name for page in PAGES.values() for name in TABLES["PLACE"].findall(page.read_text())]
+    assert sorted(places) == sorted(TABLES["TABLES"])
+
+
+def test_the_parameters_of_every_storage_have_a_table() -> None:
+    documented = {base for declared in chain(*TABLES["PARAMETERS"].values()) for base in declared.__mro__}
+    for path in (PACKAGE / "storages").glob("*.py"):
+        for name, found in vars(import_module(f"aiohttp_store.storages.{path.stem}")).items():
+            assert not (is_dataclass(found) and name.endswith("Options")) or found in documented, f"{name} in {path}"
+
+
+@pytest.mark.parametrize("declared", [*chain(*TABLES["PARAMETERS"].values())])
+def test_a_default_may_be_written_in_a_url_as_the_table_shows_it(declared: type[Any]) -> None:
+    shown = {option.name: TABLES["default_in_url"](option.default).strip("`") for option in fields(declared)}
+    query = urlencode({name: default for name, default in shown.items() if default != "none"})
+    assert StorageURL.parse(f"any://?{query}").options(declared) == declared()
+
+
 # The page on storages.
 
-OPTIONS: dict[str, tuple[type[Any], ...]] = {
-    "storage-memory": (memory.Options,),
-    "storage-sqlite": (sqlite.Options,),
-    "storage-cookie": (cookie_manager.CookieOptions,),
-    "storage-redis": (redis.TCPOptions, redis.UnixOptions),
-    "storage-redis-sentinel": (redis.SentinelOptions,),
-    "storage-redis-cluster": (redis.Options,),
-    "storage-memcached": (memcached.Options,),
-    "storage-mongodb": (mongodb.Options,),
-    "storage-mysql": (mysql.Options,),
-}
-KINDS = {bool: {"true/false"}, int: {"whole number"}, float: {"seconds"}, str: {"text", "path"}}
 HEADINGS = ["URL", "Parameters", "What it guarantees", "What it cannot", "What to set on the server", "In Python"]
 
 
-class Row(NamedTuple):
-    kind: str
-    default: str
-    meaning: str
-
-
-def section(label: str) -> str:
-    return STORAGES.partition(f"\n.. _{label}:\n")[2].partition("\n.. _")[0]
-
-
-def rows_of(text: str) -> dict[str, Row]:
-    kinds = "|".join(set().union(*KINDS.values()))
-    rows = re.findall(rf"^``(\w+)``  +({kinds})  +(\S.*?)  +(\S.*)$", text, re.MULTILINE)
-    named = {name: Row(*cells) for name, *cells in rows}
-    assert len(named) == len(rows)
-    return named
-
-
-def documented(label: str) -> dict[str, Row]:
-    """Give the parameters that a section names, in its own table and in those that it refers to."""
-    text = section(label).partition("\nParameters\n")[2].partition("\nWhat it guarantees\n")[0]
-    rows = rows_of(text)
-    for other in re.findall(r":ref:`(?:[^<`]+<)?([a-z-]+)>?`", text):
-        for name, row in rows_of(section(other)).items():
-            only = re.search(r"of ``(.+?://)`` only", row.meaning)
-            if only is None or only[1] in section(label):
-                rows[name] = row
-    return rows
-
-
-@pytest.mark.parametrize("label", OPTIONS)
-def test_the_documented_parameters_of_a_storage_are_the_codes(label: str) -> None:
-    rows = documented(label)
-    assert set(rows) == {option.name for declared in OPTIONS[label] for option in fields(declared)}
-    for declared in OPTIONS[label]:
-        hints = typing.get_type_hints(declared)
-        for option in fields(declared):
-            row = rows[option.name]
-            (kind,) = {*(typing.get_args(hints[option.name]) or (hints[option.name],))} - {NoneType}
-            assert row.kind in KINDS[kind], option.name
-            assert (row.default == "none") is (option.default is None), option.name
-        given = {option.name: rows[option.name].default.strip("`") for option in fields(declared)}
-        query = urlencode({name: default for name, default in given.items() if default != "none"})
-        assert StorageURL.parse(f"any://?{query}").options(declared) == declared()
-
-
 def test_the_sections_on_storages_have_the_same_headings_in_the_same_order() -> None:
-    assert re.findall(r"\.\. _(storage-[a-z-]+):", STORAGES) == [*OPTIONS]
-    for label in OPTIONS:
-        headings = re.findall(r"^(.+)\n-+$", section(label), re.MULTILINE)
+    storages = dict(re.findall(r"^\.\. _(storage-[a-z-]+):\n((?:(?!\.\. _).*\n)*)", STORAGES, re.MULTILINE))
+    assert len(storages) > 8
+    for label, text in storages.items():
+        headings = re.findall(r"^(.+)\n-+$", text, re.MULTILINE)
         assert headings == [heading for heading in HEADINGS if heading in headings], label
         assert {"URL", "Parameters", "What it guarantees", "What it cannot"} <= {*headings}, label
 

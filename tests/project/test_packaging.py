@@ -6,12 +6,14 @@ import ast
 import email
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import Message
 from importlib.metadata import requires, version
@@ -301,19 +303,13 @@ def test_make_clean_removes_all_that_git_ignores(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "Makefile"]
 
 
-def layers_of(guide: str) -> list[list[str]]:
-    """Give the files and folders of each row of the guide's table."""
-    cells = re.findall(r"^((?:``[\w/]+(?:\.py|/)``(?:, )?)+)  ", guide, re.MULTILINE)
-    return [re.findall(r"``(.+?)``", cell) for cell in cells]
-
-
-def layer_of(name: str, layers: list[list[str]]) -> int:
-    """Give the number of the row that names a file, or else its folder."""
+def layer_of(name: str, layers: Sequence[Sequence[str]]) -> int:
+    """Return the number of the layer that names a file, or otherwise its folder."""
     for wanted in (name, f"{name.partition('/')[0]}/"):
-        for number, row in enumerate(layers):
-            if wanted in row:
+        for number, layer in enumerate(layers):
+            if wanted in layer:
                 return number
-    raise AssertionError(f"no row of the guide names {name}")
+    raise AssertionError(f"no row of LAYERS in docs/tables.py names {name}")
 
 
 def imported_by(name: str) -> set[str]:
@@ -330,7 +326,7 @@ def imported_by(name: str) -> set[str]:
 
 
 def test_each_file_imports_only_what_stands_above_it_in_the_guide() -> None:
-    layers = layers_of((ROOT / "CONTRIBUTING.rst").read_text())
+    layers = runpy.run_path(str(ROOT / "docs/tables.py"))["LAYERS"]
     for path in PACKAGE.rglob("*.py"):
         name = str(path.relative_to(PACKAGE))
         for other in imported_by(name):
