@@ -13,7 +13,16 @@ try:
 except ModuleNotFoundError:  # the extra "speedups"
     orjson = None  # type: ignore[assignment]
 
-__all__ = ["TOMBSTONE", "Codec", "Envelope", "JSONCodec", "TombstoneError", "UndecodableError", "UnknownFormatError"]
+__all__ = [
+    "TOMBSTONE",
+    "Codec",
+    "Envelope",
+    "JSONCodec",
+    "TombstoneError",
+    "UndecodableError",
+    "UnknownFormatError",
+    "unpack_envelope",
+]
 
 MAX_DEPTH = 254
 """How deep values may nest: what both JSON libraries can write and read again."""
@@ -79,11 +88,13 @@ class JSONCodec:
             return orjson.dumps(data, _as_plain)
         return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
-    def loads(self, encoded: bytes) -> Any:
+    @staticmethod
+    def loads(encoded: bytes) -> Any:
         """Decode; any exception means that these bytes are not what `dumps` wrote."""
-        if orjson is not None:
-            return orjson.loads(encoded)
         return json.loads(encoded, parse_constant=_refuse_constant)
+
+    if orjson is not None:
+        loads = orjson.loads  # type: ignore[assignment]
 
 
 class Envelope(NamedTuple):
@@ -99,25 +110,25 @@ class Envelope(NamedTuple):
         idle = 0 if self.idle_timeout is None else max(1, round(self.idle_timeout * 1000))
         return _HEADER.pack(_FORMAT, int(self.created * 1000), int(self.written * 1000), idle) + self.payload
 
-    @classmethod
-    def unpack(cls, data: bytes) -> Envelope:
-        """Read what `pack` gave.
 
-        Raises:
-            UnknownFormatError: the first byte is another version's; a `MovedError` where it is `MOVED`.
-            UndecodableError: the bytes are too short for an envelope.
-        """
-        try:
-            number, created, written, idle = _unpack_header(data)
-        except struct.error:
-            number = data[0] if data else _FORMAT
-            if number == _FORMAT:
-                raise UndecodableError(f"the record is cut off after {len(data)} bytes") from None
-        if data == TOMBSTONE:
-            raise TombstoneError("the session has been renewed")
-        if number != _FORMAT:
-            raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
-        return cls(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER_SIZE:])
+def unpack_envelope(data: bytes) -> Envelope:
+    """Read what `Envelope.pack` returned.
+
+    Raises:
+        UnknownFormatError: the first byte is another version's; a `MovedError` where it is `MOVED`.
+        UndecodableError: the bytes are too short for an envelope.
+    """
+    try:
+        number, created, written, idle = _unpack_header(data)
+    except struct.error:
+        number = data[0] if data else _FORMAT
+        if number == _FORMAT:
+            raise UndecodableError(f"the record is cut off after {len(data)} bytes") from None
+    if data == TOMBSTONE:
+        raise TombstoneError("the session has been renewed")
+    if number != _FORMAT:
+        raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
+    return Envelope(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER_SIZE:])
 
 
 def _flaw(value: Any, depth: int) -> tuple[str, str] | None:

@@ -88,7 +88,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
 
     @idle_timeout.setter
     def idle_timeout(self, timeout: Duration | None) -> None:
-        if self._state.headers_sent:
+        if self._state.request.headers_sent:
             refuse("another idle_timeout needs a new cookie")
         self._state.touch(0)
         self._state.idle_timeout = None if timeout is None else seconds("idle_timeout", timeout)
@@ -113,7 +113,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         Raises:
             RuntimeError: the response's headers have been sent.
         """
-        if self._state.headers_sent:
+        if self._state.request.headers_sent:
             refuse("renew() needs a new cookie")
         self._state.renew(is_login=login)
 
@@ -139,7 +139,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """
         state = self._state
         self._refuse_as_in_cookie()
-        if state.headers_sent and state.snapshot is None and state.data:
+        if state.request.headers_sent and state.snapshot is None and state.data:
             refuse("a new session needs a cookie")
         await state.manager.commit(state)
         self._tell_if_gone()
@@ -187,7 +187,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             raise SessionGone("the session was deleted meanwhile, as by a logout")
 
     def _refuse_as_in_cookie(self) -> None:
-        if self._state.headers_sent and self._state.manager.keeps_in_cookie:
+        if self._state.request.headers_sent and self._state.manager.keeps_in_cookie:
             refuse()
 
     def __getitem__(self, key: str) -> Any:
@@ -198,7 +198,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         state = self._state
-        if state.headers_sent:
+        if state.request.headers_sent:
             self._refuse_as_in_cookie()
             if state.snapshot is None and not state.is_gone:
                 refuse("a new session needs a cookie")

@@ -71,7 +71,7 @@ class CookieSessionManager:
                 "leave it out, or use a storage on a server"
             )
         cookie = checked_cookie(cookie)
-        self.make_session: Callable[[web.BaseRequest, SessionState], Session] = make_session
+        self.present: Callable[[web.BaseRequest, SessionState], Session] = make_session
         self.codec = SessionCodec(codec)
         self.lifetimes = Lifetimes(idle_timeout, lifetime)
         self._seal = Seal(cookie.name, secret)
@@ -124,18 +124,15 @@ class CookieSessionManager:
         except (UndecodableError, UnknownFormatError) as error:
             log_throttled(logger.warning, "a session in a cookie cannot be read, and is taken for none: %s", error)
             return SessionState(self, {}, None)
-        if self.lifetimes.is_over(envelope):
+        now = self.lifetimes.clock()
+        if now >= self.lifetimes.ends(envelope):
             return SessionState(self, {}, None)
         state = SessionState(self, data, Snapshot(session_id, session_id, value.encode(), envelope))
         if is_stale:
             state.ask(SAVE)
         else:
-            state.clean_until = self.lifetimes.clean_until(envelope)
+            state.clean_until = self.lifetimes.clean_until(envelope, now)
         return state
-
-    def present(self, request: web.BaseRequest, state: SessionState) -> Session:
-        """Return the session that a handler sees."""
-        return self.make_session(request, state)
 
     # The way out.
 
@@ -147,7 +144,7 @@ class CookieSessionManager:
             RuntimeError: it was changed after the headers were sent.
             TypeError: the data holds a value that JSON cannot hold.
         """
-        if not state.headers_sent:
+        if not state.request.headers_sent:
             self._write(state)
         elif self.codec.is_changed(state, self.lifetimes):
             refuse()
@@ -220,7 +217,10 @@ class CookieSessionManager:
         if snapshot is None or RENEW in state.asked:
             session_id, envelope = new_id(), self.lifetimes.first(state, draft)
         else:
-            session_id, envelope = snapshot.id, self.lifetimes.next(state, snapshot.envelope, draft)
+            session_id, envelope = (
+                snapshot.id,
+                self.lifetimes.next(state, snapshot.envelope, draft, self.lifetimes.clock()),
+            )
         value = self._seal.close(pack(session_id, envelope, is_compressed=self._compress))
         size = len(self.cookie.name) + len(value)
         if size > MAX_SIZE:

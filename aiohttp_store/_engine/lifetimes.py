@@ -37,29 +37,26 @@ class Lifetimes:
 
     def is_due(self, envelope: Envelope) -> bool:
         """Whether a session that is used must be written again, as also after the clock was set back."""
-        return abs(self.clock() - envelope.written) > self._due_after(envelope)
+        return abs(self.clock() - envelope.written) > (envelope.idle_timeout or self.idle_timeout) * PROLONG_AFTER
 
-    def clean_until(self, envelope: Envelope) -> float:
+    def clean_until(self, envelope: Envelope, now: float) -> float:
         """Return when a session that is only read is due: seconds since the epoch."""
+        _, written, idle_timeout, _ = envelope
         # A clock that was set back makes it due now.
-        return 0.0 if self.clock() < envelope.written else envelope.written + self._due_after(envelope)
-
-    def _due_after(self, envelope: Envelope) -> float:
-        return (envelope.idle_timeout or self.idle_timeout) * PROLONG_AFTER
+        return 0.0 if now < written else written + (idle_timeout or self.idle_timeout) * PROLONG_AFTER
 
     def first(self, state: SessionState, payload: bytes) -> Envelope:
         """Return what is to be stored under a new id."""
         return Envelope(state.created, self.clock(), state.idle_timeout, payload)
 
-    def next(self, state: SessionState, before: Envelope, payload: bytes) -> Envelope:
+    def next(self, state: SessionState, before: Envelope, payload: bytes, now: float) -> Envelope:
         """Return what is to be stored in the place of `before`."""
-        written = self.clock() if state.extends else before.written
-        return Envelope(state.created, written, state.idle_timeout, payload)
+        return Envelope(state.created, now if state.request.extends else before.written, state.idle_timeout, payload)
 
-    def ttl(self, envelope: Envelope) -> int:
+    def ttl(self, envelope: Envelope, now: float) -> int:
         """Return the seconds after which a storage may drop the record."""
-        return max(1, math.ceil(self.ends(envelope) - self.clock()))
+        return max(1, math.ceil(self.ends(envelope) - now))
 
     def max_age(self, envelope: Envelope) -> int:
         """Return the seconds after which a browser may drop the cookie."""
-        return min(MAX_AGE, self.ttl(envelope))
+        return min(MAX_AGE, self.ttl(envelope, self.clock()))

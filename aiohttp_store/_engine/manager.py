@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, cast
 from aiohttp import web
 
 from .._log import log_throttled, logger
-from ..codec import Codec, Envelope, TombstoneError, UndecodableError, UnknownFormatError
+from ..codec import Codec, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
 from ..cookie import Cookie, CookieReader, PresentedId, Secret
 from ..errors import ConfigError
 from ..session import Duration, Session
@@ -87,7 +87,7 @@ class StorageSessionManager:
             raise ConfigError(f"on_conflict={on_conflict!r} must be 'merge', 'overwrite' or 'raise'")
         cookie = checked_cookie(cookie)
         self.storage = storage
-        self.make_session: Callable[[web.BaseRequest, SessionState], Session] = make_session
+        self.present: Callable[[web.BaseRequest, SessionState], Session] = make_session
         self.codec = SessionCodec(codec)
         self.lifetimes = Lifetimes(idle_timeout, lifetime)
         self.access = StorageAccess(storage)
@@ -183,7 +183,7 @@ class StorageSessionManager:
         session_id, key, is_stale = presented
         version, encoded = record
         try:
-            envelope = Envelope.unpack(encoded)
+            envelope = unpack_envelope(encoded)
             data = self.codec.decode(envelope.payload)
         except TombstoneError:
             return self._new_session()
@@ -194,13 +194,14 @@ class StorageSessionManager:
             log_throttled(logger.warning, "session %s is removed: %s", key[:8], error)
             self.background.spawn(self._remove_damaged(key, version))
             return self._new_session()
-        if self.lifetimes.is_over(envelope):
+        now = self.lifetimes.clock()
+        if now >= self.lifetimes.ends(envelope):
             return self._new_session()
         state = SessionState(self, data, Snapshot(session_id, key, version, envelope))
         if is_stale:
             state.be_unknown_to_browser()
         else:
-            state.clean_until = self.lifetimes.clean_until(envelope)
+            state.clean_until = self.lifetimes.clean_until(envelope, now)
         return state
 
     async def _remove_damaged(self, key: str, version: bytes) -> None:
@@ -209,20 +210,21 @@ class StorageSessionManager:
         except Exception as error:  # noqa: BLE001  (housekeeping: the record's time will end)
             logger.debug("session %s is damaged, and was not removed: %s", key[:8], error)
 
-    def present(self, request: web.BaseRequest, state: SessionState) -> Session:
-        """Return the session that a handler sees."""
-        return self.make_session(request, state)
-
     # The way out.
 
-    async def save(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:  # noqa: ARG002  (nothing of it is stored)
+    def save(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002  (nothing of it is stored)
+        response: web.StreamResponse,  # noqa: ARG002  (likewise)
+        state: SessionState,
+    ) -> Awaitable[None]:
         """Store what became of the session.
 
         Raises:
             SessionConflict, SessionTooLarge, StorageUnavailable: see `Session.save`.
             TypeError: the data holds a value that JSON cannot hold.
         """
-        await self.writer.save(state)
+        return self.writer.save(state)
 
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
         """Say in the response's headers what the browser must know."""

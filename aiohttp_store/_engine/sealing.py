@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from ..codec import Envelope, UndecodableError, UnknownFormatError
+from ..codec import Envelope, UndecodableError, UnknownFormatError, unpack_envelope
 from ..cookie import Secret, checked_secrets
 
 __all__ = ["LEAST", "MAX_INFLATED", "Seal", "new_id", "pack", "unpack"]
@@ -83,7 +83,7 @@ def pack(session_id: str, envelope: Envelope, *, is_compressed: bool) -> bytes:
 def unpack(content: bytes) -> tuple[str, Envelope]:
     if not content:
         raise UndecodableError("there is nothing in it")
-    kind, session_id, envelope = content[0], _as_text(content[1 : 1 + _ID]), Envelope.unpack(content[1 + _ID :])
+    kind, session_id, envelope = content[0], _as_text(content[1 : 1 + _ID]), unpack_envelope(content[1 + _ID :])
     if kind == _DEFLATED:
         envelope = envelope._replace(payload=_inflated(envelope.payload))
     elif kind != _PLAIN:

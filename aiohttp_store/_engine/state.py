@@ -9,8 +9,8 @@ says that the write was for the session before.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -22,10 +22,12 @@ from .merge import is_same, merge
 
 __all__ = [
     "EXPOSED",
+    "NO_REQUEST",
     "RENEW",
     "SAVE",
     "TOUCHED",
     "UNKNOWN",
+    "Apart",
     "End",
     "RequestLink",
     "SessionManager",
@@ -60,13 +62,14 @@ class SessionManager(Protocol[State]):
     def load(self, request: web.BaseRequest) -> Awaitable[State]:
         """Return, when it is awaited, the session of the request's cookie, or a new one."""
 
-    def present(self, request: web.BaseRequest, state: State) -> Any:
-        """Return the session that a handler sees."""
+    @property
+    def present(self) -> Callable[[web.Request, State], Any]:
+        """Returns the session that a handler sees."""
 
     async def new(self, request: web.BaseRequest, old: State | None) -> State:
         """Return an empty session that, when it is saved, ends the request's old one."""
 
-    async def save(self, request: web.BaseRequest, response: web.StreamResponse, state: State) -> None:
+    def save(self, request: web.BaseRequest, response: web.StreamResponse, state: State) -> Awaitable[None]:
         """Store what became of the session."""
 
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: State) -> None:
@@ -95,6 +98,17 @@ class RequestLink(Protocol):
     @property
     def extends(self) -> bool:
         """Whether the request counts as use of the session."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A request that is over, or that a session never had."""
+
+    headers_sent: bool
+    extends: bool
+
+
+NO_REQUEST = Apart(headers_sent=False, extends=False)
 
 
 class Snapshot(NamedTuple):
@@ -153,7 +167,7 @@ class SessionState:
     is_gone = False  # another has ended the session
     dirty = 0
     clean_until = 0.0  # before this time there is nothing to save: only scalars were read
-    request: RequestLink | None = None
+    request: RequestLink = NO_REQUEST
 
     def __init__(self, manager: SessionManager[SessionState], data: dict[str, Any], snapshot: Snapshot | None) -> None:
         self.manager = manager
@@ -165,14 +179,6 @@ class SessionState:
             self.idle_timeout: float | None = None
         else:
             self.created, _, self.idle_timeout, _ = snapshot.envelope
-
-    @property
-    def headers_sent(self) -> bool:
-        return self.request is not None and self.request.headers_sent
-
-    @property
-    def extends(self) -> bool:
-        return self.request is not None and self.request.extends
 
     # What a handler does.
 
@@ -259,8 +265,9 @@ class SessionState:
 
     def settle(self, carried_out: int, written: Snapshot | None) -> bool:
         """Take note of a write that carried out so much of what was asked for; whether it was for this session."""
-        self.asked = self.asked[carried_out:]
-        if self.has_ended:
+        if self.asked:
+            self.asked = self.asked[carried_out:]
+        if self.asked and self.has_ended:
             if written is not None and End(written.key) not in self.asked:
                 self.asked = (End(written.key), *self.asked)
             return False
@@ -274,16 +281,6 @@ class SessionState:
             return False
         self.is_gone = True
         return True
-
-    def begin_write(self) -> None:
-        """Note that what is there now is about to be written."""
-        self.clean_until = math.inf
-
-    def end_write(self) -> bool:
-        """Whether something came since `begin_write` that may have to be written as well."""
-        is_changed = bool(self.asked) or self.clean_until == 0 or bool(self.dirty & EXPOSED)
-        self.clean_until = 0.0
-        return is_changed
 
     def drop_changes(self) -> None:
         """Hold nothing, as nothing is stored."""
@@ -302,5 +299,10 @@ class SessionState:
         return tuple(one for one in self.asked if isinstance(one, End))
 
     @property
+    def only_saves(self) -> bool:
+        """Whether nothing else was asked for."""
+        return all(one is SAVE for one in self.asked)
+
+    @property
     def has_ended(self) -> bool:
-        return bool(self.asked) and bool(self.ends)
+        return bool(self.ends)

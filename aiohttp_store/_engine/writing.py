@@ -7,10 +7,10 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from .._log import log_throttled, logger
-from ..codec import TOMBSTONE, Envelope, TombstoneError, UndecodableError, UnknownFormatError
+from ..codec import TOMBSTONE, Envelope, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
 from ..cookie import PresentedId, key_of_id
 from ..errors import SessionConflict, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Write
@@ -20,7 +20,7 @@ from .lifetimes import Lifetimes
 from .locks import WriterLock
 from .merge import is_same, merge
 from .session_codec import SessionCodec
-from .state import RENEW, SAVE, SessionState, Snapshot
+from .state import EXPOSED, RENEW, SessionState, Snapshot
 
 __all__ = ["OnConflict", "SessionWriter"]
 
@@ -32,13 +32,6 @@ DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
 LAST_WRITES = 8
 """How often a session is written at the end of its request, whose other tasks change it each time meanwhile."""
-
-
-class Written(NamedTuple):
-    """A write has won."""
-
-    snapshot: Snapshot | None
-    """What the storage holds now."""
 
 
 class _Contest:
@@ -89,41 +82,36 @@ class SessionWriter:
         """Write what there is to be written at the end of a request, and what its tasks do meanwhile."""
         for _ in range(LAST_WRITES):
             draft = None
-            if all(one is SAVE for one in state.asked):
+            if not state.asked or state.only_saves:
                 draft = self._codec.draft(state, self._lifetimes)
                 if draft is None and not state.asked:
                     return
-            state.begin_write()
+            state.clean_until = math.inf  # until something is touched
+            snapshot = state.snapshot
+            names = (id(state),) if snapshot is None else (id(state), snapshot.key)
             try:
-                if draft is None or not await self._write_at_once(state, draft):
+                if draft is not None and self._access.is_open and self.locks.try_acquire(*names):
+                    # As most requests end: by one write that nobody competes with. It is carried out even if the
+                    # request is cancelled, and needs no task for that.
+                    ends = asyncio.get_running_loop().time() + self._access.storage.timeout
+                    asked = len(state.asked)
+                    try:
+                        outcome = await self._attempt(state, draft, state)
+                    finally:
+                        self.locks.release(*names)
+                    if type(outcome) is Snapshot or outcome is None:
+                        state.settle(asked, outcome)
+                    elif type(outcome) is Conflict:
+                        await self._background.shield(self.write(state, conflict=outcome, ends=ends))
+                    else:
+                        self._lose(state, asked)
+                else:
                     await self._background.shield(self.write(state))
             finally:
-                is_changed = state.end_write()
+                is_changed = state.asked or state.clean_until == 0 or state.dirty & EXPOSED
+                state.clean_until = 0.0
             if not is_changed:
                 return
-
-    async def _write_at_once(self, state: SessionState, draft: bytes) -> bool:
-        """Write as most requests end: once, while nobody competes; whether that was so.
-
-        The write is carried out even if the request is cancelled, and needs no task for that.
-        """
-        snapshot = state.snapshot
-        names = (id(state),) if snapshot is None else (id(state), snapshot.key)
-        if not self._access.is_open or not self.locks.try_acquire(*names):
-            return False
-        ends = asyncio.get_running_loop().time() + self._access.storage.timeout
-        asked = len(state.asked)
-        try:
-            outcome = await self._attempt(state, draft, state)
-        finally:
-            self.locks.release(*names)
-        if isinstance(outcome, Conflict):
-            await self._background.shield(self.write(state, conflict=outcome, ends=ends))
-        elif isinstance(outcome, Gone):
-            self._lose(state, asked)
-        else:
-            state.settle(asked, outcome.snapshot)
-        return True
 
     def take_over(self, state: SessionState, outcome: Outcome | Exception) -> None:
         """Finish what a cancelled request has begun."""
@@ -184,7 +172,7 @@ class SessionWriter:
                 elif isinstance(outcome, Gone):
                     self._lose(state, len(before.asked))
                 else:
-                    state.adopt(before, fork, outcome.snapshot)
+                    state.adopt(before, fork, outcome)
                     return result
             await self._end(state, state, ended)  # what is left to do for one that was abandoned meanwhile
             state.settle(len(state.asked), state.snapshot)
@@ -239,7 +227,7 @@ class SessionWriter:
         if snapshot is None:  # it was ended meanwhile
             return None
         try:
-            envelope = Envelope.unpack(record.data)
+            envelope = unpack_envelope(record.data)
             self._codec.decode(envelope.payload)
         except (UndecodableError, UnknownFormatError) as error:
             if not isinstance(error, TombstoneError):
@@ -304,34 +292,35 @@ class SessionWriter:
 
     async def _attempt(
         self, state: SessionState, draft: bytes | None, asker: SessionState | None = None
-    ) -> Written | Conflict | Gone:
-        """Carry out the storage's column of the end-of-request table, if nobody has written since."""
+    ) -> Snapshot | Conflict | Gone | None:
+        """Carry out the storage's column of the end-of-request table, if nobody has written since.
+
+        Returns:
+            what the storage holds now; or why the write lost.
+        """
         snapshot, lifetimes = state.snapshot, self._lifetimes
         if draft is None:
-            return Written(snapshot)
+            return snapshot
         if snapshot is None:
-            return Written(await self.create(lifetimes.first(state, draft), asker))
-        is_over = lifetimes.is_over(snapshot.envelope)  # as a long request used it, and perhaps nobody else
-        if RENEW in state.asked and not is_over:
+            return await self.create(lifetimes.first(state, draft), asker)
+        now = lifetimes.clock()
+        is_over = now >= lifetimes.ends(snapshot.envelope)  # as a long request used it, and perhaps nobody else
+        if state.asked and RENEW in state.asked and not is_over:
             return await self._renew(state, snapshot, draft)
-        envelope = lifetimes.next(state, snapshot.envelope, draft)
+        envelope = lifetimes.next(state, snapshot.envelope, draft, now)
         data = None if is_over or not draft else envelope.pack()
-        write = Write(snapshot.key, snapshot.version, data, lifetimes.ttl(envelope))
+        write = Write(snapshot.key, snapshot.version, data, lifetimes.ttl(envelope, now))
         outcome = await self._batcher.save(write, asker)
-        if type(outcome) is Saved and not is_over:
-            return Written(self._written(snapshot, outcome.version, envelope) if draft else self._emptied(snapshot))
-        return outcome if type(outcome) is Conflict else Gone()
-
-    def _written(self, snapshot: Snapshot, version: bytes, envelope: Envelope) -> Snapshot:
-        written = Snapshot(snapshot.id, snapshot.key, version, envelope)
-        self.locks.publish(snapshot.key, written)
-        return written
-
-    @staticmethod
-    def _emptied(snapshot: Snapshot) -> None:
+        if type(outcome) is not Saved or is_over:
+            return outcome if type(outcome) is Conflict else Gone()
+        if draft:
+            snapshot = Snapshot(snapshot.id, snapshot.key, outcome.version, envelope)
+            self.locks.publish(snapshot.key, snapshot)
+            return snapshot
         logger.info("session %s destroyed, as it was emptied", snapshot.key[:8])
+        return None
 
-    async def _renew(self, state: SessionState, snapshot: Snapshot, draft: bytes) -> Written | Conflict | Gone:
+    async def _renew(self, state: SessionState, snapshot: Snapshot, draft: bytes) -> Snapshot | Conflict | Gone | None:
         """Store under a new id, then end the old one on condition that nobody touched it meanwhile.
 
         It is overwritten before it is deleted: a write whose answer was lost finds its own version when it is tried
@@ -347,7 +336,7 @@ class SessionWriter:
         if isinstance(outcome, Saved):
             self.discard(snapshot.key)
             logger.info("session %s renewed as %s", snapshot.key[:8], fresh.key[:8] if fresh else "nothing")
-            return Written(fresh)
+            return fresh
         return outcome
 
     def _longest_retry(self) -> int:
@@ -364,7 +353,7 @@ class SessionWriter:
         too_late = loop.time() + self._access.storage.timeout / 2
         while True:
             session_id, key = self._draw()
-            write = Write(key, None, envelope.pack(), self._lifetimes.ttl(envelope))
+            write = Write(key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
             try:
                 outcome = await self._batcher.save(write, asker)
             except StorageUnavailable:

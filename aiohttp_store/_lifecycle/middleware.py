@@ -22,7 +22,7 @@ from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
-from .request_state import MANAGER, REQUEST_STATE, RequestState
+from .request_state import MANAGER, REQUEST_STATE, RequestState, end, have
 
 __all__ = [
     "apps_below",
@@ -70,25 +70,21 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         elif visit.failure is not None:  # one budget for loading, however often it is asked for
             raise StorageUnavailable(*visit.failure.args) from visit.failure
         else:
-            await _load(request, visit)
+            visit.is_loading = True
+            try:
+                state = await visit.manager.load(request)
+            except StorageUnavailable as error:
+                visit.failure = error
+                raise
+            finally:
+                visit.is_loading = False
+                waiting, visit.waiting = visit.waiting, ()
+                for waiter in waiting:
+                    if not waiter.done():
+                        waiter.set_result(None)
+            if visit.session is None:  # else new_session was called meanwhile
+                have(visit, request, state)
     return visit.session
-
-
-async def _load(request: web.Request, visit: RequestState) -> None:
-    visit.is_loading = True
-    try:
-        state = await visit.manager.load(request)
-    except StorageUnavailable as error:
-        visit.failure = error
-        raise
-    finally:
-        visit.is_loading = False
-        waiting, visit.waiting = visit.waiting, ()
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-    if visit.session is None:  # else new_session was called meanwhile
-        visit.have(request, state)
 
 
 @overload
@@ -113,7 +109,7 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
         )
     visit.request = request
     visit.extends = True
-    return visit.have(request, await visit.manager.new(request, visit.state))
+    return have(visit, request, await visit.manager.new(request, visit.state))
 
 
 def get_storage(app: web.Application) -> Storage:
@@ -194,7 +190,7 @@ def _manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
     if stand_in is not None and stand_in is sys.modules.get("aiohttp_store.compat"):
         from ..compat.adapter import make_session  # noqa: PLC0415  (likewise)
 
-        manager.make_session = make_session
+        manager.present = make_session
     return manager  # type: ignore[no-any-return]
 
 
@@ -234,7 +230,7 @@ def _middleware(manager: SessionManager[Any]) -> Middleware:
         else:
             return response
         finally:
-            visit.end()
+            end(visit)
             if outer is not None:
                 request[REQUEST_STATE] = outer
 
@@ -251,7 +247,7 @@ def _is_to_be_saved(visit: RequestState, response: web.StreamResponse) -> bool:
     prepared = getattr(response, "prepared", None)
     if prepared is None:  # aiohttp tells what it thinks of what the handler gave
         return False
-    if visit.manager.now() < state.clean_until:
+    if state.clean_until and visit.manager.now() < state.clean_until:
         add_vary(response.headers)
         return False
     if prepared and not visit.headers_sent:

@@ -8,11 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
-from .._engine.state import SessionManager
+from .._engine.state import Apart, SessionManager
 from ..errors import StorageUnavailable
 from ..session import Session
 
-__all__ = ["MANAGER", "REQUEST_STATE", "RequestState"]
+__all__ = ["MANAGER", "REQUEST_STATE", "RequestState", "end", "have"]
 
 
 @dataclass(eq=False)
@@ -36,30 +36,25 @@ class RequestState:
     extends: bool = False
     """The request counts as use of the session."""
 
-    def have(self, request: web.Request, state: Any, session: Session | None = None) -> Session:
-        """Take a session for that of this request, and return what the handler sees of it."""
-        state.request = self
-        self.state = state
-        self.session = self.manager.present(request, state) if session is None else session
-        return self.session
 
-    def end(self) -> None:
-        """Let go of the request, which holds this, so that both are freed without the collector."""
-        self.headers_sent = True
-        self.request = None
-        if self.state is not None:
-            self.state.request = _USED if self.extends else _UNUSED
+def have(visit: RequestState, request: web.Request, state: Any, session: Session | None = None) -> Session:
+    """Take a session for that of a request, and return what the handler sees of it."""
+    state.request = visit
+    visit.state = state
+    visit.session = visit.manager.present(request, state) if session is None else session
+    return visit.session
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """What is left to a session of a request that has ended."""
-
-    extends: bool
-    headers_sent: bool = True
+_USED, _UNUSED = (Apart(headers_sent=True, extends=extends) for extends in (True, False))
 
 
-_USED, _UNUSED = _Ended(extends=True), _Ended(extends=False)
+def end(visit: RequestState) -> None:
+    """Let go of the request, which holds this, so that both are freed without the collector."""
+    visit.headers_sent = True
+    visit.request = None
+    if visit.state is not None:
+        visit.state.request = _USED if visit.extends else _UNUSED
+
 
 # aiohttp before 3.14 has no RequestKey, and keeps what a request carries under strings.
 REQUEST_STATE: Any = (

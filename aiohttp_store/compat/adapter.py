@@ -112,7 +112,7 @@ class AiohttpSessionAdapter:
         """Save now; a cookie that this needs is set at the end, when the session is saved again."""
         if not kept.is_gone:
             await self._write(kept.http_request, web.Response(), kept)
-            kept.is_changed = not kept.headers_sent
+            kept.is_changed = not kept.request.headers_sent
 
     async def reload(self, kept: Kept) -> None:
         """Read the session again, as the request's cookie names it."""
@@ -158,7 +158,7 @@ class AiohttpSessionAdapter:
             kept.created = int(time.time())
             await self._ask(self.storage.save_session(request, response, kept.session))
             sent = response.cookies.get(self.cookie.name)
-            if kept.headers_sent and sent is not None and sent.value and sent.value != str(kept.identity):
+            if kept.request.headers_sent and sent is not None and sent.value and sent.value != str(kept.identity):
                 raise RuntimeError(
                     "the session is kept in its cookie and was changed after the response's headers were sent; "
                     "change it before `await response.prepare(request)`"

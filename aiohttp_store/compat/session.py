@@ -8,7 +8,7 @@ from abc import ABCMeta
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypedDict
 
-from .._engine.state import EXPOSED, RequestLink, refuse
+from .._engine.state import EXPOSED, NO_REQUEST, RequestLink, refuse
 from ..session import Duration, seconds
 from ..session import Session as OurSession
 
@@ -56,13 +56,9 @@ class Kept:
     """The data at the last load or save, so that changes of nested values are seen."""
     manager: Any = None
     http_request: Any = None
-    request: RequestLink | None = None
+    request: RequestLink = NO_REQUEST
     clean_until: float = 0.0
     snapshot: None = None
-
-    @property
-    def headers_sent(self) -> bool:
-        return self.request is not None and self.request.headers_sent
 
     @property
     def is_something(self) -> bool:
@@ -167,7 +163,7 @@ class Session(OurSession, metaclass=_AnySession):
 
     def renew(self, *, login: bool = False) -> None:
         """Give the session a new id and keep its data; the old record is emptied. See `aiohttp_store.Session`."""
-        if self._state.headers_sent:
+        if self._state.request.headers_sent:
             refuse("renew() needs a new cookie")
         self._state.begin_anew()
         self._state.is_changed = True
@@ -197,7 +193,7 @@ class Session(OurSession, metaclass=_AnySession):
         state = self._state
         if state.has_ended:
             state.begin_anew()
-        if state.headers_sent and state.kept_under is None:
+        if state.request.headers_sent and state.kept_under is None:
             refuse("a new session, and one that is kept in its cookie, needs a cookie")
         state.data[key] = value
         state.use()

@@ -17,7 +17,7 @@ from yarl import URL
 from .._engine.manager import StorageSessionManager
 from .._engine.state import SessionState, Snapshot
 from .._lifecycle.middleware import apps_below
-from .._lifecycle.request_state import MANAGER, REQUEST_STATE, RequestState
+from .._lifecycle.request_state import MANAGER, REQUEST_STATE, RequestState, have
 from ..session import Duration, Session, seconds
 from ..storage import Saved, Write
 from ..storages.memory import MemoryStorage
@@ -136,13 +136,15 @@ def set_session(request: web.Request, data: Mapping[str, Any] | None = None) -> 
         payload = manager.codec.encode(dict(data))
         session_id = secrets.token_urlsafe(32)
         key, envelope = manager.writer.key_of(session_id), manager.lifetimes.first(state, payload)
-        (outcome,) = storage.save_now([Write(key, None, envelope.pack(), manager.lifetimes.ttl(envelope))])
+        (outcome,) = storage.save_now(
+            [Write(key, None, envelope.pack(), manager.lifetimes.ttl(envelope, manager.now()))]
+        )
         assert isinstance(outcome, Saved)  # nobody has this id
         snapshot = Snapshot(session_id, key, outcome.version, envelope)
         state = SessionState(manager, manager.codec.decode(payload), snapshot)
     session = PresetSession(state, manager.codec.copy(state.data))
     visit = request[REQUEST_STATE] = RequestState(manager, None, request)
-    visit.have(request, state, session)
+    have(visit, request, state, session)
     return session
 
 

@@ -41,7 +41,7 @@ FAULTS = [
         "a conflict is taken for a success",
         "_engine/writing.py",
         "return outcome if type(outcome) is Conflict else Gone()",
-        "return Written(snapshot)",
+        "return snapshot",
     ),
     Fault(
         "another's change is overwritten instead of merged",
@@ -163,7 +163,7 @@ FAULTS = [
     Fault(
         "a session that is only read is not prolonged",
         "_engine/session_codec.py",
-        " or (state.extends and lifetimes.is_due(envelope))",
+        " or (state.request.extends and lifetimes.is_due(envelope))",
         "",
     ),
     Fault(
@@ -233,8 +233,8 @@ FAULTS = [
     Fault(
         "what was asked for during a write is forgotten",
         "_engine/state.py",
-        ("        self.asked = self.asked[carried_out:]\n        if self.has_ended:\n            if written"),
-        ("        self.asked = ()\n        if self.has_ended:\n            if written"),
+        "            self.asked = self.asked[carried_out:]\n",
+        "            self.asked = ()\n",
     ),
     Fault(
         "a session that was ended during its write lives on",

@@ -25,7 +25,7 @@ from aiohttp_store import (
     new_session,
 )
 from aiohttp_store._lifecycle.request_state import MANAGER
-from aiohttp_store.codec import TOMBSTONE, Envelope
+from aiohttp_store.codec import TOMBSTONE, unpack_envelope
 from aiohttp_store.cookie import key_of_id
 
 from ..support.remote import kept
@@ -298,7 +298,7 @@ class World:
             keys = list(kept(server.memory))
             for key, record in zip(keys, server.memory.load_now(keys), strict=True):
                 if record is not None and record.data != TOMBSTONE:
-                    found[key] = json.loads(Envelope.unpack(record.data).payload)
+                    found[key] = json.loads(unpack_envelope(record.data).payload)
         return found
 
     # The end.

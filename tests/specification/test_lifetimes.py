@@ -11,7 +11,7 @@ from aiohttp import web
 
 from aiohttp_store import Cookie, Record, SessionGone, get_session, get_storage
 from aiohttp_store._lifecycle.request_state import MANAGER
-from aiohttp_store.codec import Envelope
+from aiohttp_store.codec import unpack_envelope
 from aiohttp_store.cookie import key_of_id
 
 from ..conftest import Client, Serve
@@ -84,7 +84,7 @@ class Visitor:
         return record
 
     async def written(self) -> float:
-        return Envelope.unpack((await self.record()).data).written - self.now
+        return unpack_envelope((await self.record()).data).written - self.now
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ async def test_only_a_login_restarts_the_lifetime(path: str, left: float, visito
         visitor.wait(HOUR / 2)
         await visitor.get("/read")
     await visitor.get(path)
-    created = Envelope.unpack((await visitor.record()).data).created
+    created = unpack_envelope((await visitor.record()).data).created
     assert created + DAY - visitor.now == pytest.approx(left * HOUR, abs=1)
 
 
