@@ -14,7 +14,6 @@ import time
 import types
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -22,7 +21,7 @@ from xml.etree import ElementTree as ET
 import aiohttp_session as real
 import aiomcache
 import pytest
-from aiohttp import CookieJar, DummyCookieJar, web
+from aiohttp import DummyCookieJar, web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp_session.cookie_storage import EncryptedCookieStorage as RealEncrypted
 from aiohttp_session.memcached_storage import MemcachedStorage as RealMemcached
@@ -32,7 +31,6 @@ from pymongo import AsyncMongoClient
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from yarl import URL
 
 import aiohttp_store
 from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat
@@ -78,13 +76,6 @@ async def memcached(servers: Servers) -> AsyncIterator[aiomcache.Client]:
 # Their own tests.
 
 
-async def adds_domain() -> bool:
-    """Whether aiohttp's client adds to a cookie a domain that the server did not send, as before 3.14."""
-    cookie = SimpleCookie("name=value")
-    CookieJar(unsafe=True).update_cookies(cookie, URL("http://127.0.0.1/"))
-    return bool(cookie["name"]["domain"])
-
-
 def test_the_packages_own_tests_pass_but_those_that_the_guide_names(servers: Servers, tmp_path: Path) -> None:
     assert SDIST.exists(), f"{SDIST} is missing; run: make servers"
     suite = tmp_path / "theirs"
@@ -122,8 +113,6 @@ def test_the_packages_own_tests_pass_but_those_that_the_guide_names(servers: Ser
         GUIDE.read_text().partition("Tests of aiohttp-session that differ\n")[2].partition("\nStorages written")[0]
     )
     named = set(re.findall(r"``(test_\w+\.py::test_\w+)``", section))
-    if asyncio.run(adds_domain()):
-        named.remove("test_cookie_storage.py::test_clear_cookie_on_session_invalidation")
     assert differ == named, ran.stdout
     assert len(cases) == 79
 

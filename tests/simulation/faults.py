@@ -219,7 +219,7 @@ FAULTS = [
         'return key_of_id("", self._cookie_name)',
     ),
     Fault(
-        "two tasks of a request load a session each",
+        "a load replaces the session that another task has begun",
         "_lifecycle/middleware.py",
         "    if visit.session is None:  # else new_session was called meanwhile\n",
         "    if True:\n",

@@ -116,6 +116,8 @@ class Attempt:
     shown: Truth | None = None
     begins_late: bool = False
     """Whether a task began another session while the last save was under way."""
+    abandons_save: bool = False
+    """Whether a task began another session while a save was under way; only its time ends what that stores."""
     emptied: Act | None = None
     """The end that it asked for by leaving no data."""
     has_ended: bool = False

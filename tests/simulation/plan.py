@@ -50,6 +50,8 @@ class Visit:
     extends: bool = True
     is_blind: bool = False
     """Whether the handler begins with `new_session`, and without a look at the session that there is."""
+    opening: tuple[Beside, ...] = ()
+    """What tasks of the request do before anybody has loaded its session; the handler goes on when all have ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +132,14 @@ DELAYS = (0.0, 0.0, 0.001, 0.01, 0.1)
 
 def draw(seed: int) -> Plan:
     """Draw the plan of a seed."""
-    return _Draw(random.Random(f"plan {seed}")).plan()
+    return _Draw(random.Random(f"plan {seed}"), _Draw(random.Random(f"opening {seed}"))).plan()
 
 
 class _Draw:
-    def __init__(self, source: random.Random) -> None:
+    def __init__(self, source: random.Random, openings: _Draw | None = None) -> None:
         self.random = source
+        self.openings = openings or self
+        """Draws them apart, so that whether a visit has one decides nothing else."""
 
     def plan(self) -> Plan:
         chance = self.random.random
@@ -217,7 +221,17 @@ class _Draw:
             is_tolerant=chance() < 0.3,
             extends=chance() < 0.9,
             is_blind=chance() < 0.05,
+            opening=self.openings.opening(),
         )
+
+    def opening(self) -> tuple[Beside, ...]:
+        if self.random.random() >= 0.04:
+            return ()
+        tasks = [self.beside(2) for _ in range(self.random.choice((2, 2, 3)))]
+        if self.random.random() < 0.5:  # while the others load the session
+            place = self.random.randrange(len(tasks))
+            tasks[place] = tasks[place]._replace(steps=(Step("begin"), *tasks[place].steps))
+        return tuple(tasks)
 
     def beside(self, most: int) -> Beside:
         return Beside(self.random.choice(DELAYS), tuple(self.step() for _ in range(self.random.randint(1, most))))

@@ -325,7 +325,7 @@ class World:
         oracle, records = self.oracle, self.records()
         given = {key_of_id(one.value, COOKIE) for one in oracle.cookies.values() if one.delivered < NEVER}
         is_clean = self.plan.is_undisturbed and not any(
-            attempt.is_refused or attempt.has_background for attempt in oracle.attempts
+            attempt.is_refused or attempt.has_background or attempt.abandons_save for attempt in oracle.attempts
         )
         for key, data in records.items():
             truth = oracle.sessions.get(data.get("sid", 0))
@@ -340,7 +340,7 @@ class World:
         attempt = self.oracle.attempts[int(request.query["attempt"])]
         handler = Handler(self, request, attempt)
         try:
-            await (handler.begin_blindly() if attempt.visit.is_blind else handler.load())
+            await handler.open()
             await handler.take_all(attempt.visit.steps)
             if handler.response is not None:
                 await handler.response.write_eof()
@@ -360,16 +360,31 @@ class Handler:
         self.request = request
         self.attempt = attempt
         self.response: web.StreamResponse | None = None
+        self.has_session = False
+        """Whether a task of the request was given the session, or has begun one."""
+        self.calls = 0
+        """How many tasks of the request wait for the storage."""
 
-    async def load(self) -> None:
-        session = await self.session()
-        self.oracle.show(self.attempt, _plain(session), self.attempt.started, is_first=True)
+    async def open(self) -> None:
+        """Load the session or begin one, or let several tasks do it at the same time."""
+        visit = self.attempt.visit
+        if visit.opening:
+            await asyncio.gather(*map(self._beside, visit.opening))
+        else:
+            await (self.begin_blindly() if visit.is_blind else self.session())
 
     async def session(self) -> Session:
-        return await get_session(self.request, extend=self.attempt.visit.extends)
+        session = await get_session(self.request, extend=self.attempt.visit.extends)
+        if not self.has_session:
+            self.has_session = True
+            self.oracle.show(self.attempt, _plain(session), self.attempt.started, is_first=True)
+        return session
 
     async def take_all(self, steps: tuple[Step, ...]) -> None:
         for step in steps:
+            if step.does == "begin" and not self.has_session:
+                await self.begin_blindly()
+                continue
             method: Callable[[Session, Any], Awaitable[None]] = getattr(self, step.does)
             await method(await self.session(), step.what)
 
@@ -437,6 +452,7 @@ class Handler:
 
     async def tried(self, call: Awaitable[object]) -> bool:
         """Whether a call succeeds; a tolerant handler goes on if it does not."""
+        self.calls += 1
         try:
             await call
         except (SessionGone, SessionConflict, StorageUnavailable) as error:
@@ -446,6 +462,8 @@ class Handler:
             if not self.attempt.visit.is_tolerant:
                 raise
             return False
+        finally:
+            self.calls -= 1
         return True
 
     async def save(self, session: Session, what: Any) -> None:
@@ -477,6 +495,7 @@ class Handler:
             truth, cookie = self.truth(session), self.cookie(session)
             self.attempt.has_ended = True
             self.attempt.begins_late |= self.attempt.is_saving
+            self.attempt.abandons_save |= self.calls > 0
             fresh = await new_session(self.request)
             if truth is not None:
                 self.oracle.ask(self.attempt, "end", truth, cookie)
@@ -485,7 +504,7 @@ class Handler:
     async def begin_blindly(self) -> None:
         """Begin a session without a look at the one whose id was presented, which ends all the same."""
         cookie = self.attempt.cookie
-        self.attempt.has_ended = True
+        self.attempt.has_ended = self.has_session = True
         fresh = await new_session(self.request)
         if cookie is not None and cookie.truth is not None and not cookie.changes:
             self.oracle.ask(self.attempt, "end", cookie.truth, cookie)
@@ -564,7 +583,7 @@ def _longest(visit: Visit) -> float:
             pauses += step.what if step.does == "pause" else 0
         return count, pauses
 
-    count, pauses = calls(visit.steps)
+    count, pauses = calls((*visit.steps, *(Step("join", task) for task in visit.opening)))
     return (2 + count) * TIMEOUT + pauses + 0.5
 
 
