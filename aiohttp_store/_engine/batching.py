@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ..errors import StorageUnavailable
 from ..storage import Immediate, Outcome, Record, Sharded, Storage, Write, timed_out
 
-__all__ = ["AnyBatcher", "Batcher", "ShardedBatcher"]
+__all__ = ["Batcher"]
 
 MAX_BATCHES = 2
 """Batches of one verb under way at once, so that a stalled one does not hold up the next."""
@@ -39,6 +39,7 @@ Waiter = TypeVar("Waiter")
 class Batcher(Generic[Context, Found]):
     """The three verbs of a storage for one key each, answered within the storage's `timeout`.
 
+    Each server of a `Sharded` storage has queues of its own, so that one that hangs delays no other's batches.
     Batches run in tasks of their own: a cancelled caller stops waiting, and the command that it
     shares with others runs to its end.
     """
@@ -53,85 +54,73 @@ class Batcher(Generic[Context, Found]):
 
         All records of a batch are read before the first caller goes on.
         """
-        load_now, save_now = (storage.load_now, storage.save_now) if isinstance(storage, Immediate) else (None, None)
-        self._loads: _LoadQueue[Context, Found] = _LoadQueue(storage, storage.load, load_now)
-        self._loads.read = read
-        self._saves: _WriteQueue[Write, Outcome] = _WriteQueue(storage, storage.save, save_now)
-        self._saves.abandoned = abandoned
-        self._deletes: _WriteQueue[str, None] = _WriteQueue(storage, _answering_each(storage), None)
+        self._storage = storage
+        self._read = read
+        self._abandoned = abandoned
+        self._only = None if isinstance(storage, Sharded) else _Queues(storage, read, abandoned)
+        self._of_shard: dict[Storage, _Queues[Context, Found]] = {}
 
     def load(self, key: str, context: Context) -> asyncio.Future[Found]:
         """Load one record, and return what `read(context, record)` makes of it; a cancelled call is not sent."""
-        return self._loads.add(key, context)
+        queues = self._only or self._queues_of(key)
+        return queues.loads.add(key, context)
 
     def save(self, write: Write, owner: object = None) -> asyncio.Future[Outcome]:
         """Write once, even if the caller is cancelled; `abandoned(owner, outcome)` is called then."""
-        return self._saves.add(write, write.key, len(write.data or b""), owner)
+        queues = self._only or self._queues_of(write.key)
+        return queues.saves.add(write, write.key, len(write.data or b""), owner)
 
     def delete(self, key: str) -> asyncio.Future[None]:
         """Delete once, even if the caller is cancelled."""
-        return self._deletes.add(key, key, 0, None)
+        queues = self._only or self._queues_of(key)
+        return queues.deletes.add(key, key, 0, None)
 
-    def is_failing(self, key: str) -> bool:  # noqa: ARG002  (with several servers it depends on the key)
+    def is_failing(self, key: str) -> bool:
         """Whether the server of this key has just failed to answer."""
-        failed = max(self._loads.failed, self._saves.failed, self._deletes.failed)
+        queues = self._only or self._queues_of(key)
+        failed = max(queues.loads.failed, queues.saves.failed, queues.deletes.failed)
         return failed > 0 and asyncio.get_running_loop().time() - failed < FAILING
 
     async def finish(self, within: float) -> None:
         """Wait until every batch has ended, and stop those that have not after `within` seconds."""
-        queues: tuple[_Queue[Any, Any, Any, Any], ...] = (self._loads, self._saves, self._deletes)
+        if self._only is not None:
+            await self._only.finish(within)
+        else:
+            await asyncio.gather(*(queues.finish(within) for queues in self._of_shard.values()))
+
+    def _queues_of(self, key: str) -> _Queues[Context, Found]:
+        assert isinstance(self._storage, Sharded)
+        shard = self._storage.shard_of(key)
+        queues = self._of_shard.get(shard)
+        if queues is None:  # servers may join while we run
+            queues = self._of_shard[shard] = _Queues(shard, self._read, self._abandoned)
+        return queues
+
+
+class _Queues(Generic[Context, Found]):
+    """The queues of one server, one for each verb."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        read: Callable[[Context, Record | None], Found],
+        abandoned: Callable[[Any, Outcome | Exception], None],
+    ) -> None:
+        load_now, save_now = (storage.load_now, storage.save_now) if isinstance(storage, Immediate) else (None, None)
+        self.loads: _LoadQueue[Context, Found] = _LoadQueue(storage, storage.load, load_now)
+        self.loads.read = read
+        self.saves: _WriteQueue[Write, Outcome] = _WriteQueue(storage, storage.save, save_now)
+        self.saves.abandoned = abandoned
+        self.deletes: _WriteQueue[str, None] = _WriteQueue(storage, _answering_each(storage), None)
+
+    async def finish(self, within: float) -> None:
+        queues: tuple[_Queue[Any, Any, Any, Any], ...] = (self.loads, self.saves, self.deletes)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
                 for queue in queues:
                     await queue.finish()
         for queue in queues:
             await queue.stop()
-
-
-class ShardedBatcher(Generic[Context, Found]):
-    """A batcher for each server of a storage that has several, so that one which hangs holds up no other's batches."""
-
-    def __init__(
-        self,
-        storage: Sharded,
-        read: Callable[[Context, Record | None], Found],
-        abandoned: Callable[[Any, Outcome | Exception], None],
-    ) -> None:
-        """Take what a `Batcher` takes."""
-        self._shard_of = storage.shard_of
-        self._read = read
-        self._abandoned = abandoned
-        self._batchers: dict[Storage, Batcher[Context, Found]] = {}
-
-    def load(self, key: str, context: Context) -> asyncio.Future[Found]:
-        """Do what `Batcher.load` does."""
-        return self._batcher_of(key).load(key, context)
-
-    def save(self, write: Write, owner: object = None) -> asyncio.Future[Outcome]:
-        """Do what `Batcher.save` does."""
-        return self._batcher_of(write.key).save(write, owner)
-
-    def delete(self, key: str) -> asyncio.Future[None]:
-        """Do what `Batcher.delete` does."""
-        return self._batcher_of(key).delete(key)
-
-    def is_failing(self, key: str) -> bool:
-        """Do what `Batcher.is_failing` does."""
-        return self._batcher_of(key).is_failing(key)
-
-    async def finish(self, within: float) -> None:
-        """Do what `Batcher.finish` does, for all servers at once."""
-        await asyncio.gather(*(batcher.finish(within) for batcher in self._batchers.values()))
-
-    def _batcher_of(self, key: str) -> Batcher[Context, Found]:
-        shard = self._shard_of(key)
-        batcher = self._batchers.get(shard)
-        if batcher is None:  # servers may join while we run
-            batcher = self._batchers[shard] = Batcher(shard, self._read, self._abandoned)
-        return batcher
-
-
-AnyBatcher = Batcher[Any, Any] | ShardedBatcher[Any, Any]
 
 
 class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
 
 from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
-from aiohttp_store._engine.batching import MAX_BATCHES, MAX_BYTES, MAX_KEYS, PATIENCE, Batcher, ShardedBatcher
+from aiohttp_store._engine.batching import MAX_BATCHES, MAX_BYTES, MAX_KEYS, PATIENCE, Batcher
 from aiohttp_store.storage import Sharded
 
 from ..conftest import Serve
@@ -264,7 +264,8 @@ async def test_a_write_that_was_reported_as_failed_before_it_was_sent_is_not_car
     await settle(0.01)
     assert sorted(storage.batches) == [["k0"], ["k1"], ["k2"], ["k3"]]  # the latter after half of the former's deadline
     assert [type(error) for error in told] == [StorageUnavailable]
-    assert not batcher._saves._waiting
+    assert batcher._only
+    assert not batcher._only.saves._waiting
 
 
 async def test_a_storage_that_forgets_its_deadline_does_not_hold_the_batches_forever() -> None:
@@ -433,7 +434,8 @@ async def test_a_batch_that_is_cancelled_before_it_began_makes_room() -> None:
     assert await batcher.load("found", None)
     assert await lost
     await settle(0.6)
-    assert not batcher._loads._batches
+    assert batcher._only
+    assert not batcher._only.loads._batches
     written = batcher.save(Write("k", None, b"x", 1))
     (batch,) = asyncio.all_tasks() - others
     batch.cancel()
@@ -571,7 +573,7 @@ class Lettered(Sharded):
 async def test_a_server_that_hangs_holds_up_its_own_keys_only() -> None:
     storage = Lettered()
     storage.shards["a"].gate.clear()
-    batcher: ShardedBatcher[None, Record | None] = ShardedBatcher(storage, lambda _, record: record, lambda *_: None)
+    batcher = batcher_of(storage)
     verbs: list[Callable[[str], asyncio.Future[Any]]] = [
         lambda key: batcher.load(key, None),
         lambda key: batcher.save(Write(key, None, b"x", 1)),
