@@ -13,17 +13,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import StorageUnavailable
 from ..storage import Immediate, Outcome, Record, Sharded, Storage, Write, timed_out
+from .deadlines import Deadlines
+from .flushing import TURNS, FlushSchedule, RunningBatches
 
 __all__ = ["Batcher"]
 
-MAX_BATCHES = 2
-"""Batches of one verb under way at once, so that a stalled one does not hold up the next."""
-STALLED = 1 / 2
-"""The share of its deadline after which a batch does not count: its connection may have died without a word."""
-PATIENCE = 0.002
-"""Seconds that the next batch waits for the first to come back, and for more calls: few full batches cost less."""
-TURNS = 3
-"""Turns of the event loop between a request's first byte and its first call."""
 FAILING = 5.0
 """Seconds after a failure in which a server is spared what another can do."""
 MAX_KEYS = 64
@@ -124,7 +118,7 @@ class _Queues(Generic[Context, Found]):
 
 
 class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
-    """The batches of one verb. A batch carries a key once, at most 64 keys, and 256 KiB or one larger item.
+    """The calls of one verb that wait for a batch. A batch holds a key once, at most 64 keys, and 256 KiB or one item.
 
     A storage that answers at once needs no tasks: the calls of one turn of the event loop are
     answered together at its end.
@@ -143,13 +137,11 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
         self._begin()
 
     def _begin(self) -> None:
-        self._scheduled: asyncio.Handle | None = None  # the next flush, if it is not at once
-        self._was_shared = False  # the last batch carried several
         self.failed = 0.0  # when the server last failed to answer
-        self._batches: dict[asyncio.Task[None], float] = {}  # when they are stopped
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadlines: deque[float] = deque()
-        self._deadline_futures: deque[asyncio.Future[Found]] = deque()  # whose deadlines these are
+        self._end_of_turn: asyncio.Handle | None = None  # when a storage that answers at once is asked
+        self._running = RunningBatches(self._storage)
+        self._schedule = FlushSchedule(self._running, self._flush)
+        self._deadlines = Deadlines(self._storage, self._expire)
 
     @abstractmethod
     def _take(self) -> tuple[list[Item], list[Waiter]]:
@@ -178,78 +170,43 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
             self._loop = loop
             self._begin()
         future: asyncio.Future[Found] = loop.create_future()
-        if self._now is not None:
-            if self._scheduled is None:
-                self._scheduled = loop.call_soon(self._flush_now)
-            return future
-        if self._scheduled is None:
-            if self._batches:
-                patience = PATIENCE if len(self._batches) < MAX_BATCHES else self._until_room()
-                self._scheduled = loop.call_later(patience, self._flush)
-            elif self._was_shared:
-                self._flush_after(TURNS)
-            else:
-                self._flush()
-        deadlines, futures = self._deadlines, self._deadline_futures
-        while futures and futures[0].done():
-            futures.popleft()
-            deadlines.popleft()
-        deadlines.append(loop.time() + self._storage.timeout)
-        futures.append(future)
-        if self._timer is None:
-            self._timer = loop.call_at(deadlines[0], self._expire)
+        if self._now is None:
+            self._schedule.request()
+            self._deadlines.add(future)
+        elif self._end_of_turn is None:
+            self._end_of_turn = loop.call_soon(self._flush_now)
         return future
 
     async def finish(self) -> None:
         if self._now is not None:
             self._flush_now()
-        while self._is_waiting() or self._batches:
-            self._forget_ended()
-            if not self._batches:
+        while self._is_waiting() or self._running:
+            self._running.forget_ended()
+            if not self._running:
                 self._flush()
-            await asyncio.wait(self._batches)
+            await self._running.wait()
 
     async def stop(self) -> None:
-        for handle in (self._timer, self._scheduled):
-            if handle is not None:
-                handle.cancel()
-        self._timer = self._scheduled = None
+        self._deadlines.stop_timer()
+        self._schedule.cancel()
         while self._is_waiting():
             self._fail_all(self._take()[1], timed_out(self._storage))
-        batches = set(self._batches)
-        for batch in batches:
-            batch.cancel()
-        if batches:
-            await asyncio.wait(batches)
-        self._batches.clear()  # also of those that had not begun
+        await self._running.stop()
 
     def _expire(self) -> None:
         """Fail the calls that have waited too long, and stop the batches whose storage forgets its deadline."""
-        loop = asyncio.get_running_loop()
-        now, deadlines, futures = loop.time(), self._deadlines, self._deadline_futures
-        while futures and (futures[0].done() or deadlines[0] <= now):
-            deadlines.popleft()
-            future = futures.popleft()
-            if not future.done():
-                future.set_exception(timed_out(self._storage))
-                self.failed = now
-        self._forget_ended()
-        for batch, until in self._batches.items():
-            if until <= now:
-                batch.cancel()
-        self._timer = None
-        if self._is_waiting() and not self._batches:
+        now = asyncio.get_running_loop().time()
+        if self._deadlines.fail_late(now):
+            self.failed = now
+        self._running.forget_ended()
+        self._running.stop_late(now)
+        if self._deadlines or self._running:
+            self._deadlines.start_timer()
+        if self._is_waiting() and not self._running:
             self._flush()
-        if self._timer is None and (deadlines or self._batches):  # later calls have later deadlines
-            self._timer = loop.call_at(min([now + self._storage.timeout, *islice(deadlines, 1)]), self._expire)
-
-    def _forget_ended(self) -> None:
-        """Forget the batches that were cancelled before they began: their `finally` never ran."""
-        for batch in [batch for batch in self._batches if batch.done()]:
-            del self._batches[batch]
 
     def _flush_now(self) -> None:
-        self._scheduled = None
+        self._end_of_turn = None
         while self._is_waiting():
             items, waiters = self._take()
             if items:
@@ -268,51 +225,27 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
 
     def _flush(self) -> None:
         """Begin a batch; the other calls of this turn of the event loop join it."""
-        loop = asyncio.get_running_loop()
-        if self._scheduled is not None:
-            self._scheduled.cancel()
-            self._scheduled = None
-        batch = asyncio.Task(self._send_batch(), loop=loop)  # a task factory might begin it too early
-        self._batches[batch] = loop.time() + 2 * self._storage.timeout
-        if self._timer is None:
-            self._timer = loop.call_later(self._storage.timeout, self._expire)
+        self._schedule.cancel()
+        self._running.start(self._send_batch())
+        self._deadlines.start_timer()
 
     async def _send_batch(self) -> None:
         try:
             items, waiters = self._take()
-            self._was_shared = len(items) > 1
+            self._schedule.was_shared = len(items) > 1
             self._reschedule(0)
             if items:
                 await self._answer(items, waiters)
         finally:
-            self._batches.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
+            self._running.end()
             self._reschedule(TURNS)
 
     def _reschedule(self, turns: int) -> None:
-        """Replace the scheduled flush: after so many turns if there is room, none if nobody waits for it."""
-        if self._scheduled is not None:
-            self._scheduled.cancel()
-            self._scheduled = None
-        if not self._is_waiting():
-            return
-        if (patience := self._until_room()) > 0:
-            self._scheduled = asyncio.get_running_loop().call_later(patience, self._flush)
+        """Replace the scheduled flush, which may have been for calls that are gone: it would hold up whoever comes."""
+        if self._is_waiting():
+            self._schedule.replace(turns)
         else:
-            self._flush_after(turns)
-
-    def _until_room(self) -> float:
-        """Return the seconds until another batch may begin; 0 or less if it may now."""
-        if len(self._batches) < MAX_BATCHES:
-            return 0
-        stopped = list(self._batches.values())[-MAX_BATCHES]
-        return stopped - asyncio.get_running_loop().time() - (2 - STALLED) * self._storage.timeout
-
-    def _flush_after(self, turns: int) -> None:
-        """Let the calls join that came while this turn of the event loop was busy with the answers."""
-        if turns:
-            self._scheduled = asyncio.get_running_loop().call_soon(self._flush_after, turns - 1)
-        else:
-            self._flush()
+            self._schedule.cancel()
 
     async def _answer(self, items: list[Item], waiters: list[Waiter]) -> None:
         try:
@@ -333,9 +266,7 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
         try:
             while rest:
                 item, waiter = rest.popleft()
-                batch = asyncio.current_task()
-                if batch in self._batches:
-                    self._batches[batch] = asyncio.get_running_loop().time() + 2 * self._storage.timeout
+                self._running.extend()
                 await self._answer([item], [waiter])
         finally:
             self._fail_all([waiter for _, waiter in rest], timed_out(self._storage))
@@ -410,7 +341,7 @@ class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
 
     def add(self, item: Item, key: str, size: int, owner: object) -> asyncio.Future[Answer]:
         future = self._wait()
-        until = self._deadlines[-1] if self._now is None else math.inf
+        until = self._deadlines.newest if self._now is None else math.inf
         self._waiting.append(_PendingWrite(item, key, size, until, future, owner))
         return future
 

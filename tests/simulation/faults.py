@@ -209,7 +209,7 @@ FAULTS = [
     Fault(
         "a batch that has ended keeps its place",
         "_engine/batching.py",
-        "            self._batches.pop(asyncio.current_task(), None)  # type: ignore[arg-type]\n",
+        "            self._running.end()\n",
         "",
     ),
     Fault(

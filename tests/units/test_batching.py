@@ -11,7 +11,8 @@ import pytest
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
 
 from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, Storage, StorageUnavailable, Write, get_session
-from aiohttp_store._engine.batching import MAX_BATCHES, MAX_BYTES, MAX_KEYS, PATIENCE, Batcher
+from aiohttp_store._engine.batching import MAX_BYTES, MAX_KEYS, Batcher
+from aiohttp_store._engine.flushing import MAX_BATCHES, PATIENCE
 from aiohttp_store.storage import Sharded
 
 from ..conftest import Serve
@@ -435,7 +436,7 @@ async def test_a_batch_that_is_cancelled_before_it_began_makes_room() -> None:
     assert await lost
     await settle(0.6)
     assert batcher._only
-    assert not batcher._only.loads._batches
+    assert not batcher._only.loads._running
     written = batcher.save(Write("k", None, b"x", 1))
     (batch,) = asyncio.all_tasks() - others
     batch.cancel()
