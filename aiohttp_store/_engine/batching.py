@@ -31,11 +31,10 @@ Waiter = TypeVar("Waiter")
 
 
 class Batcher(Generic[Context, Found]):
-    """The three verbs of a storage for one key each, answered within the storage's `timeout`.
+    """Loads, saves and deletes one key a call, in batches; every call is answered within the storage's `timeout`.
 
-    Each server of a `Sharded` storage has queues of its own, so that one that hangs delays no other's batches.
-    Batches run in tasks of their own: a cancelled caller stops waiting, and the command that it
-    shares with others runs to its end.
+    Each server of a `Sharded` storage has queues of its own, so that one that hangs holds up no other's batches.
+    Batches run in tasks of their own: if a caller is cancelled, the batch that it shares with others goes on.
     """
 
     def __init__(
@@ -100,12 +99,10 @@ class _Queues(Generic[Context, Found]):
         read: Callable[[Context, Record | None], Found],
         abandoned: Callable[[Any, Outcome | Exception], None],
     ) -> None:
-        load_now, save_now = (storage.load_now, storage.save_now) if isinstance(storage, Immediate) else (None, None)
-        self.loads: _LoadQueue[Context, Found] = _LoadQueue(storage, storage.load, load_now)
-        self.loads.read = read
-        self.saves: _WriteQueue[Write, Outcome] = _WriteQueue(storage, storage.save, save_now)
-        self.saves.abandoned = abandoned
-        self.deletes: _WriteQueue[str, None] = _WriteQueue(storage, _answering_each(storage), None)
+        save_now = storage.save_now if isinstance(storage, Immediate) else None
+        self.loads = _LoadQueue(storage, read)
+        self.saves: _WriteQueue[Write, Outcome] = _WriteQueue(storage, storage.save, save_now, abandoned)
+        self.deletes: _WriteQueue[str, None] = _WriteQueue(storage, _answering_each(storage), None, abandoned)
 
     async def finish(self, within: float) -> None:
         queues: tuple[_Queue[Any, Any, Any, Any], ...] = (self.loads, self.saves, self.deletes)
@@ -272,51 +269,58 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
             self._fail_all([waiter for _, waiter in rest], timed_out(self._storage))
 
 
-class _LoadQueue(_Queue[str, Record | None, list[Any], Found], Generic[Context, Found]):
-    """Calls for one key share its answer."""
+class _Load(NamedTuple, Generic[Context, Found]):
+    future: asyncio.Future[Found]
+    context: Context
 
-    read: Callable[[Context, Record | None], Found]
+
+class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found], Generic[Context, Found]):
+    """Loads; those of one key share its record."""
+
+    def __init__(self, storage: Storage, read: Callable[[Context, Record | None], Found]) -> None:
+        super().__init__(storage, storage.load, storage.load_now if isinstance(storage, Immediate) else None)
+        self._read = read
 
     def _begin(self) -> None:
         super()._begin()
-        self._waiting: dict[str, list[Any]] = {}  # for each key its callers: future, context, future, context, …
+        self._waiting: dict[str, list[_Load[Context, Found]]] = {}
 
     def add(self, key: str, context: Context) -> asyncio.Future[Found]:
         future = self._wait()
-        waiter = self._waiting.get(key)
-        if waiter is None:
-            self._waiting[key] = [future, context]
+        load = _Load(future, context)
+        loads = self._waiting.get(key)
+        if loads is None:
+            self._waiting[key] = [load]
         else:
-            waiter += (future, context)
+            loads.append(load)
         return future
 
     def _is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def _take(self) -> tuple[list[str], list[list[Any]]]:
+    def _take(self) -> tuple[list[str], list[list[_Load[Context, Found]]]]:
         waiting = self._waiting
         if len(waiting) <= MAX_KEYS:
             self._waiting = {}
         else:
             waiting = {key: waiting.pop(key) for key in list(islice(waiting, MAX_KEYS))}
-        for key, waiter in list(waiting.items()):
-            if waiter[0].done() and all(future.done() for future in waiter[::2]):  # all have left
+        for key, loads in list(waiting.items()):
+            if loads[0].future.done() and all(load.future.done() for load in loads):  # all were cancelled
                 del waiting[key]
         return list(waiting), list(waiting.values())
 
-    def _deliver(self, waiters: list[list[Any]], answers: Sequence[Record | None]) -> None:
-        read = self.read
-        for waiter, record in zip(waiters, answers, strict=True):
-            while waiter:
-                context, future = waiter.pop(), waiter.pop()
+    def _deliver(self, waiters: list[list[_Load[Context, Found]]], answers: Sequence[Record | None]) -> None:
+        read = self._read
+        for loads, record in zip(waiters, answers, strict=True):
+            for future, context in loads:
                 if not future.done():
                     try:
                         future.set_result(read(context, record))
                     except Exception as error:  # noqa: BLE001  (it belongs to this caller)
                         future.set_exception(error)
 
-    def _fail(self, waiter: list[Any], error: Exception) -> None:
-        for future in waiter[::2]:
+    def _fail(self, waiter: list[_Load[Context, Found]], error: Exception) -> None:
+        for future, _ in waiter:
             if not future.done():
                 future.set_exception(_own(error))
 
@@ -331,9 +335,17 @@ class _PendingWrite(NamedTuple, Generic[Item, Answer]):
 
 
 class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
-    """A write is sent even if its caller has been cancelled, unless its deadline has passed before."""
+    """Saves or deletions: one is sent even if its caller was cancelled, unless its deadline has passed before."""
 
-    abandoned: Callable[[Any, Any], None]
+    def __init__(
+        self,
+        storage: Storage,
+        send: Callable[[Sequence[Item]], Coroutine[Any, Any, Sequence[Answer]]],
+        now: Callable[[Sequence[Item]], Sequence[Answer]] | None,
+        abandoned: Callable[[Any, Any], None],
+    ) -> None:
+        super().__init__(storage, send, now)
+        self._abandoned = abandoned
 
     def _begin(self) -> None:
         super()._begin()
@@ -354,7 +366,7 @@ class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
         later, now = [], asyncio.get_running_loop().time()
         while waiting and len(taken) < MAX_KEYS and (waiting[0].size <= room or not taken):
             pending = waiting.popleft()
-            if pending.until <= now:  # whoever waited has been told
+            if pending.until <= now:  # its caller has been told
                 self._fail(pending, timed_out(self._storage))
             elif pending.key in taken:
                 later.append(pending)
@@ -365,17 +377,17 @@ class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
         return [pending.item for pending in taken.values()], list(taken.values())
 
     def _deliver(self, waiters: list[_PendingWrite[Item, Answer]], answers: Sequence[Answer]) -> None:
-        for (*_, future, owner), answer in zip(waiters, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
-            elif owner is not None and future.cancelled():
-                self.abandoned(owner, answer)
+        for pending, answer in zip(waiters, answers, strict=True):
+            if not pending.future.done():
+                pending.future.set_result(answer)
+            elif pending.owner is not None and pending.future.cancelled():
+                self._abandoned(pending.owner, answer)
 
     def _fail(self, waiter: _PendingWrite[Item, Answer], error: Exception) -> None:
         if not waiter.future.done():
             waiter.future.set_exception(_own(error))
         elif waiter.owner is not None and waiter.future.cancelled():
-            self.abandoned(waiter.owner, error)
+            self._abandoned(waiter.owner, error)
 
 
 def _own(error: Exception) -> Exception:

@@ -197,8 +197,8 @@ FAULTS = [
     Fault(
         "answers of a batch reach the wrong visitors",
         "_engine/batching.py",
-        "for waiter, record in zip(waiters, answers, strict=True):",
-        "for waiter, record in zip(waiters, reversed(answers), strict=True):",
+        "for loads, record in zip(waiters, answers, strict=True):",
+        "for loads, record in zip(waiters, reversed(answers), strict=True):",
     ),
     Fault(
         "of two writes of one key in a batch the first is forgotten",
