@@ -1,4 +1,4 @@
-"""Many requests, one round trip: what arrives while the storage is asked goes out together in the next trip."""
+"""Many requests, one round trip: calls that arrive while the storage works are sent together in the next batch."""
 
 from __future__ import annotations
 
@@ -13,132 +13,112 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import StorageUnavailable
 from ..storage import Immediate, Outcome, Record, Sharded, Storage, Write, timed_out
+from .deadlines import Deadlines
+from .flushing import TURNS, FlushSchedule, RunningBatches
 
-__all__ = ["AnyBatcher", "Batcher", "ShardedBatcher"]
+__all__ = ["Batcher"]
 
-MAX_TRIPS = 2
-"""Round trips of one kind under way at once, so that a stalled one does not hold the next."""
-STALLED = 1 / 2
-"""The share of its deadline after which a trip does not count: its connection may have died without a word."""
-PATIENCE = 0.002
-"""Seconds that the next trip waits for the first to come back, and for company: few full trips cost less than many."""
-LINGER = 3
-"""Turns of the event loop between a request's first byte and its question."""
 FAILING = 5.0
 """Seconds after a failure in which a server is spared what another can do."""
 MAX_KEYS = 64
 MAX_BYTES = 256 * 1024
 
-Asked = TypeVar("Asked")
+Context = TypeVar("Context")
 Found = TypeVar("Found")
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Waiter = TypeVar("Waiter")
 
 
-class Batcher(Generic[Asked, Found]):
-    """The three verbs of a storage for one key each, answered within the storage's `timeout`.
+class Batcher(Generic[Context, Found]):
+    """Loads, saves and deletes one key a call, in batches; every call is answered within the storage's `timeout`.
 
-    Trips run in tasks of their own: a cancelled caller stops waiting, and the command that it
-    shares with others runs to its end.
+    Each server of a `Sharded` storage has queues of its own, so that one that hangs holds up no other's batches.
+    Batches run in tasks of their own: if a caller is cancelled, the batch that it shares with others goes on.
     """
 
     def __init__(
         self,
         storage: Storage,
-        read: Callable[[Asked, Record | None], Found],
-        left: Callable[[Any, Outcome | Exception], None],
+        read: Callable[[Context, Record | None], Found],
+        abandoned: Callable[[Any, Outcome | Exception], None],
     ) -> None:
-        """Take what makes of a record what a caller wants, and what is told the outcome of a write whose caller left.
+        """`read` makes of a record what a caller wants; `abandoned` gets the outcome if a write's caller was cancelled.
 
-        A trip's records are read one after another, before the first caller goes on.
+        All records of a batch are read before the first caller goes on.
         """
-        load_now, save_now = (storage.load_now, storage.save_now) if isinstance(storage, Immediate) else (None, None)
-        self._loads: _Loads[Asked, Found] = _Loads(storage, storage.load, load_now)
-        self._loads.read = read
-        self._saves: _Changes[Write, Outcome] = _Changes(storage, storage.save, save_now)
-        self._saves.left = left
-        self._deletes: _Changes[str, None] = _Changes(storage, _answering_each(storage), None)
+        self._storage = storage
+        self._read = read
+        self._abandoned = abandoned
+        self._only = None if isinstance(storage, Sharded) else _Queues(storage, read, abandoned)
+        self._of_shard: dict[Storage, _Queues[Context, Found]] = {}
 
-    def load(self, key: str, asked: Asked) -> asyncio.Future[Found]:
-        """Ask for one record, and for what `read(asked, record)` makes of it; nobody travels for one who has left."""
-        return self._loads.ask(key, asked)
+    def load(self, key: str, context: Context) -> asyncio.Future[Found]:
+        """Load one record, and return what `read(context, record)` makes of it; a cancelled call is not sent."""
+        queues = self._only or self._queues_of(key)
+        return queues.loads.add(key, context)
 
-    def save(self, write: Write, asker: object = None) -> asyncio.Future[Outcome]:
-        """Ask for one write, which is carried out even if the caller leaves; then `left(asker, outcome)` is called."""
-        return self._saves.ask(write, write.key, len(write.data or b""), asker)
+    def save(self, write: Write, owner: object = None) -> asyncio.Future[Outcome]:
+        """Write once, even if the caller is cancelled; `abandoned(owner, outcome)` is called then."""
+        queues = self._only or self._queues_of(write.key)
+        return queues.saves.add(write, write.key, len(write.data or b""), owner)
 
     def delete(self, key: str) -> asyncio.Future[None]:
-        """Ask for one deletion; it is carried out even if the caller leaves."""
-        return self._deletes.ask(key, key, 0, None)
+        """Delete once, even if the caller is cancelled."""
+        queues = self._only or self._queues_of(key)
+        return queues.deletes.add(key, key, 0, None)
 
-    def is_failing(self, key: str) -> bool:  # noqa: ARG002  (with several servers it depends on the key)
-        """Tell whether the server of this key has just failed to answer."""
-        failed = max(self._loads.failed, self._saves.failed, self._deletes.failed)
+    def is_failing(self, key: str) -> bool:
+        """Whether the server of this key has just failed to answer."""
+        queues = self._only or self._queues_of(key)
+        failed = max(queues.loads.failed, queues.saves.failed, queues.deletes.failed)
         return failed > 0 and asyncio.get_running_loop().time() - failed < FAILING
 
     async def finish(self, within: float) -> None:
-        """Wait until every trip has ended, and stop those that have not after `within` seconds."""
-        lanes: tuple[_Lane[Any, Any, Any, Any], ...] = (self._loads, self._saves, self._deletes)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                for lane in lanes:
-                    await lane.finish()
-        for lane in lanes:
-            await lane.stop()
+        """Wait until every batch has ended, and stop those that have not after `within` seconds."""
+        if self._only is not None:
+            await self._only.finish(within)
+        else:
+            await asyncio.gather(*(queues.finish(within) for queues in self._of_shard.values()))
+
+    def _queues_of(self, key: str) -> _Queues[Context, Found]:
+        assert isinstance(self._storage, Sharded)
+        shard = self._storage.shard_of(key)
+        queues = self._of_shard.get(shard)
+        if queues is None:  # servers may join while we run
+            queues = self._of_shard[shard] = _Queues(shard, self._read, self._abandoned)
+        return queues
 
 
-class ShardedBatcher(Generic[Asked, Found]):
-    """A batcher for each server of a storage that has several, so that one which hangs holds up no other's trips."""
+class _Queues(Generic[Context, Found]):
+    """The queues of one server, one for each verb."""
 
     def __init__(
         self,
-        storage: Sharded,
-        read: Callable[[Asked, Record | None], Found],
-        left: Callable[[Any, Outcome | Exception], None],
+        storage: Storage,
+        read: Callable[[Context, Record | None], Found],
+        abandoned: Callable[[Any, Outcome | Exception], None],
     ) -> None:
-        """Take what a `Batcher` takes."""
-        self._shard_of = storage.shard_of
-        self._read = read
-        self._left = left
-        self._batchers: dict[Storage, Batcher[Asked, Found]] = {}
-
-    def load(self, key: str, asked: Asked) -> asyncio.Future[Found]:
-        """Do what `Batcher.load` does."""
-        return self._batcher_of(key).load(key, asked)
-
-    def save(self, write: Write, asker: object = None) -> asyncio.Future[Outcome]:
-        """Do what `Batcher.save` does."""
-        return self._batcher_of(write.key).save(write, asker)
-
-    def delete(self, key: str) -> asyncio.Future[None]:
-        """Do what `Batcher.delete` does."""
-        return self._batcher_of(key).delete(key)
-
-    def is_failing(self, key: str) -> bool:
-        """Do what `Batcher.is_failing` does."""
-        return self._batcher_of(key).is_failing(key)
+        save_now = storage.save_now if isinstance(storage, Immediate) else None
+        self.loads = _LoadQueue(storage, read)
+        self.saves: _WriteQueue[Write, Outcome] = _WriteQueue(storage, storage.save, save_now, abandoned)
+        self.deletes: _WriteQueue[str, None] = _WriteQueue(storage, _answering_each(storage), None, abandoned)
 
     async def finish(self, within: float) -> None:
-        """Do what `Batcher.finish` does, for all servers at once."""
-        await asyncio.gather(*(batcher.finish(within) for batcher in self._batchers.values()))
-
-    def _batcher_of(self, key: str) -> Batcher[Asked, Found]:
-        shard = self._shard_of(key)
-        batcher = self._batchers.get(shard)
-        if batcher is None:  # servers may join while we run
-            batcher = self._batchers[shard] = Batcher(shard, self._read, self._left)
-        return batcher
+        queues: tuple[_Queue[Any, Any, Any, Any], ...] = (self.loads, self.saves, self.deletes)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                for queue in queues:
+                    await queue.finish()
+        for queue in queues:
+            await queue.stop()
 
 
-AnyBatcher = Batcher[Any, Any] | ShardedBatcher[Any, Any]
+class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
+    """The calls of one verb that wait for a batch. A batch holds a key once, at most 64 keys, and 256 KiB or one item.
 
-
-class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
-    """The trips of one verb. A trip carries a key once, at most 64 keys, and 256 KiB or one larger item.
-
-    A storage that answers at once needs no trips: what is asked in one turn of the event loop is
-    answered together at the end of it.
+    A storage that answers at once needs no tasks: the calls of one turn of the event loop are
+    answered together at its end.
     """
 
     def __init__(
@@ -154,21 +134,19 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
         self._begin()
 
     def _begin(self) -> None:
-        self._due: asyncio.Handle | None = None  # the next departure, if it is not at once
-        self._is_crowded = False  # the last trip carried several
         self.failed = 0.0  # when the server last failed to answer
-        self._trips: dict[asyncio.Task[None], float] = {}  # when they are stopped
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadlines: deque[float] = deque()
-        self._deadlined: deque[asyncio.Future[Found]] = deque()  # whose deadlines these are
+        self._end_of_turn: asyncio.Handle | None = None  # when a storage that answers at once is asked
+        self._running = RunningBatches(self._storage)
+        self._schedule = FlushSchedule(self._running, self._flush)
+        self._deadlines = Deadlines(self._storage, self._expire)
 
     @abstractmethod
     def _take(self) -> tuple[list[Item], list[Waiter]]:
-        """Fill a trip with those who have waited longest: what it carries, and who waits for each of its answers."""
+        """Return the next batch, the oldest first: its items, and who waits for each of their answers."""
 
     @abstractmethod
     def _is_waiting(self) -> bool:
-        """Tell whether another trip is wanted."""
+        """Whether there is anything for another batch."""
 
     @abstractmethod
     def _deliver(self, waiters: list[Waiter], answers: Sequence[Answer]) -> None: ...
@@ -183,90 +161,55 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             self._fail(waiter, error)
 
     def _wait(self) -> asyncio.Future[Found]:
-        """Make the future of one question, see to its deadline and to a trip."""
+        """Return the future of one call, with its deadline set and a flush on its way."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # at first, and where a bare middleware outlives its loop
             self._loop = loop
             self._begin()
         future: asyncio.Future[Found] = loop.create_future()
-        if self._now is not None:
-            if self._due is None:
-                self._due = loop.call_soon(self._answer_now)
-            return future
-        if self._due is None:
-            if self._trips:
-                patience = PATIENCE if len(self._trips) < MAX_TRIPS else self._until_place()
-                self._due = loop.call_later(patience, self._depart)
-            elif self._is_crowded:
-                self._linger(LINGER)
-            else:
-                self._depart()
-        deadlines, deadlined = self._deadlines, self._deadlined
-        while deadlined and deadlined[0].done():
-            deadlined.popleft()
-            deadlines.popleft()
-        deadlines.append(loop.time() + self._storage.timeout)
-        deadlined.append(future)
-        if self._timer is None:
-            self._timer = loop.call_at(deadlines[0], self._expire)
+        if self._now is None:
+            self._schedule.request()
+            self._deadlines.add(future)
+        elif self._end_of_turn is None:
+            self._end_of_turn = loop.call_soon(self._flush_now)
         return future
 
     async def finish(self) -> None:
         if self._now is not None:
-            self._answer_now()
-        while self._is_waiting() or self._trips:
-            self._forget_ended()
-            if not self._trips:
-                self._depart()
-            await asyncio.wait(self._trips)
+            self._flush_now()
+        while self._is_waiting() or self._running:
+            self._running.forget_ended()
+            if not self._running:
+                self._flush()
+            await self._running.wait()
 
     async def stop(self) -> None:
-        for handle in (self._timer, self._due):
-            if handle is not None:
-                handle.cancel()
-        self._timer = self._due = None
+        self._deadlines.stop_timer()
+        self._schedule.cancel()
         while self._is_waiting():
             self._fail_all(self._take()[1], timed_out(self._storage))
-        trips = set(self._trips)
-        for trip in trips:
-            trip.cancel()
-        if trips:
-            await asyncio.wait(trips)
-        self._trips.clear()  # also of those that had not begun
+        await self._running.stop()
 
     def _expire(self) -> None:
-        """Fail those who have waited too long, and stop the trips whose storage forgets its deadline."""
-        loop = asyncio.get_running_loop()
-        now, deadlines, deadlined = loop.time(), self._deadlines, self._deadlined
-        while deadlined and (deadlined[0].done() or deadlines[0] <= now):
-            deadlines.popleft()
-            future = deadlined.popleft()
-            if not future.done():
-                future.set_exception(timed_out(self._storage))
-                self.failed = now
-        self._forget_ended()
-        for trip, until in self._trips.items():
-            if until <= now:
-                trip.cancel()
-        self._timer = None
-        if self._is_waiting() and not self._trips:
-            self._depart()
-        if self._timer is None and (deadlines or self._trips):  # who asks later has no earlier deadline than these
-            self._timer = loop.call_at(min([now + self._storage.timeout, *islice(deadlines, 1)]), self._expire)
+        """Fail the calls that have waited too long, and stop the batches whose storage forgets its deadline."""
+        now = asyncio.get_running_loop().time()
+        if self._deadlines.fail_late(now):
+            self.failed = now
+        self._running.forget_ended()
+        self._running.stop_late(now)
+        if self._deadlines or self._running:
+            self._deadlines.start_timer()
+        if self._is_waiting() and not self._running:
+            self._flush()
 
-    def _forget_ended(self) -> None:
-        """Drop the trips that were cancelled before they began, as they could not take leave themselves."""
-        for trip in [trip for trip in self._trips if trip.done()]:
-            del self._trips[trip]
-
-    def _answer_now(self) -> None:
-        self._due = None
+    def _flush_now(self) -> None:
+        self._end_of_turn = None
         while self._is_waiting():
             items, waiters = self._take()
             if items:
-                self._carry_now(items, waiters)
+                self._answer_now(items, waiters)
 
-    def _carry_now(self, items: list[Item], waiters: list[Waiter]) -> None:
+    def _answer_now(self, items: list[Item], waiters: list[Waiter]) -> None:
         assert self._now is not None
         try:
             self._deliver(waiters, self._now(items))
@@ -275,57 +218,33 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
                 self._fail_all(waiters, error)
             else:
                 for item, waiter in zip(items, waiters, strict=True):
-                    self._carry_now([item], [waiter])
+                    self._answer_now([item], [waiter])
 
-    def _depart(self) -> None:
-        """Begin a trip; the other requests of this turn of the event loop join it."""
-        loop = asyncio.get_running_loop()
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-        trip = asyncio.Task(self._travel(), loop=loop)  # a task factory might begin it too early
-        self._trips[trip] = loop.time() + 2 * self._storage.timeout
-        if self._timer is None:
-            self._timer = loop.call_later(self._storage.timeout, self._expire)
+    def _flush(self) -> None:
+        """Begin a batch; the other calls of this turn of the event loop join it."""
+        self._schedule.cancel()
+        self._running.start(self._send_batch())
+        self._deadlines.start_timer()
 
-    async def _travel(self) -> None:
+    async def _send_batch(self) -> None:
         try:
             items, waiters = self._take()
-            self._is_crowded = len(items) > 1
-            self._plan(0)
+            self._schedule.was_shared = len(items) > 1
+            self._reschedule(0)
             if items:
-                await self._carry(items, waiters)
+                await self._answer(items, waiters)
         finally:
-            self._trips.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
-            self._plan(LINGER)
+            self._running.end()
+            self._reschedule(TURNS)
 
-    def _plan(self, turns: int) -> None:
-        """Set the next departure anew, after so many turns if there is a place; none, if nobody waits for it."""
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-        if not self._is_waiting():
-            return
-        if (patience := self._until_place()) > 0:
-            self._due = asyncio.get_running_loop().call_later(patience, self._depart)
+    def _reschedule(self, turns: int) -> None:
+        """Replace the scheduled flush, which may have been for calls that are gone: it would hold up whoever comes."""
+        if self._is_waiting():
+            self._schedule.replace(turns)
         else:
-            self._linger(turns)
+            self._schedule.cancel()
 
-    def _until_place(self) -> float:
-        """Give the seconds until another trip may depart, 0 or less for now."""
-        if len(self._trips) < MAX_TRIPS:
-            return 0
-        stopped = list(self._trips.values())[-MAX_TRIPS]
-        return stopped - asyncio.get_running_loop().time() - (2 - STALLED) * self._storage.timeout
-
-    def _linger(self, turns: int) -> None:
-        """Let the requests join that came while this turn of the event loop was busy with the answers."""
-        if turns:
-            self._due = asyncio.get_running_loop().call_soon(self._linger, turns - 1)
-        else:
-            self._depart()
-
-    async def _carry(self, items: list[Item], waiters: list[Waiter]) -> None:
+    async def _answer(self, items: list[Item], waiters: list[Waiter]) -> None:
         try:
             self._deliver(waiters, await self._send(items))
         except (asyncio.CancelledError, TimeoutError) as stopped:
@@ -336,130 +255,143 @@ class _Lane(ABC, Generic[Item, Answer, Waiter, Found]):
             if len(items) == 1 or isinstance(error, StorageUnavailable):
                 self._fail_all(waiters, error)
             else:
-                await self._carry_each(items, waiters)
+                await self._answer_each(items, waiters)
 
-    async def _carry_each(self, items: list[Item], waiters: list[Waiter]) -> None:
+    async def _answer_each(self, items: list[Item], waiters: list[Waiter]) -> None:
         """Let one bad item fail alone."""
         rest = deque(zip(items, waiters, strict=True))
         try:
             while rest:
                 item, waiter = rest.popleft()
-                trip = asyncio.current_task()
-                if trip in self._trips:
-                    self._trips[trip] = asyncio.get_running_loop().time() + 2 * self._storage.timeout
-                await self._carry([item], [waiter])
+                self._running.extend()
+                await self._answer([item], [waiter])
         finally:
             self._fail_all([waiter for _, waiter in rest], timed_out(self._storage))
 
 
-class _Loads(_Lane[str, Record | None, list[Any], Found], Generic[Asked, Found]):
-    """Who asks for a key that waits already shares the answer."""
+class _Load(NamedTuple, Generic[Context, Found]):
+    future: asyncio.Future[Found]
+    context: Context
 
-    read: Callable[[Asked, Record | None], Found]
+
+class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found], Generic[Context, Found]):
+    """Loads; those of one key share its record."""
+
+    def __init__(self, storage: Storage, read: Callable[[Context, Record | None], Found]) -> None:
+        super().__init__(storage, storage.load, storage.load_now if isinstance(storage, Immediate) else None)
+        self._read = read
 
     def _begin(self) -> None:
         super()._begin()
-        self._waiting: dict[str, list[Any]] = {}  # for each key its askers: future, asked, future, asked, …
+        self._waiting: dict[str, list[_Load[Context, Found]]] = {}
 
-    def ask(self, key: str, asked: Asked) -> asyncio.Future[Found]:
+    def add(self, key: str, context: Context) -> asyncio.Future[Found]:
         future = self._wait()
-        sharing = self._waiting.get(key)
-        if sharing is None:
-            self._waiting[key] = [future, asked]
+        load = _Load(future, context)
+        loads = self._waiting.get(key)
+        if loads is None:
+            self._waiting[key] = [load]
         else:
-            sharing += (future, asked)
+            loads.append(load)
         return future
 
     def _is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def _take(self) -> tuple[list[str], list[list[Any]]]:
+    def _take(self) -> tuple[list[str], list[list[_Load[Context, Found]]]]:
         waiting = self._waiting
         if len(waiting) <= MAX_KEYS:
             self._waiting = {}
         else:
             waiting = {key: waiting.pop(key) for key in list(islice(waiting, MAX_KEYS))}
-        for key, sharing in list(waiting.items()):
-            if sharing[0].done() and all(future.done() for future in sharing[::2]):  # all have left
+        for key, loads in list(waiting.items()):
+            if loads[0].future.done() and all(load.future.done() for load in loads):  # all were cancelled
                 del waiting[key]
         return list(waiting), list(waiting.values())
 
-    def _deliver(self, waiters: list[list[Any]], answers: Sequence[Record | None]) -> None:
-        read = self.read
-        for sharing, record in zip(waiters, answers, strict=True):
-            while sharing:
-                asked, future = sharing.pop(), sharing.pop()
+    def _deliver(self, waiters: list[list[_Load[Context, Found]]], answers: Sequence[Record | None]) -> None:
+        read = self._read
+        for loads, record in zip(waiters, answers, strict=True):
+            for future, context in loads:
                 if not future.done():
                     try:
-                        future.set_result(read(asked, record))
-                    except Exception as error:  # noqa: BLE001  (it belongs to the one who asked)
+                        future.set_result(read(context, record))
+                    except Exception as error:  # noqa: BLE001  (it belongs to this caller)
                         future.set_exception(error)
 
-    def _fail(self, waiter: list[Any], error: Exception) -> None:
-        for future in waiter[::2]:
+    def _fail(self, waiter: list[_Load[Context, Found]], error: Exception) -> None:
+        for future, _ in waiter:
             if not future.done():
                 future.set_exception(_own(error))
 
 
-class _Change(NamedTuple, Generic[Item, Answer]):
+class _PendingWrite(NamedTuple, Generic[Item, Answer]):
     item: Item
     key: str
     size: int
     until: float
     future: asyncio.Future[Answer]
-    asker: object
+    owner: object
 
 
-class _Changes(_Lane[Item, Answer, _Change[Item, Answer], Answer]):
-    """What is asked for is carried out, also when its caller has left, unless its deadline passes before it departs."""
+class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
+    """Saves or deletions: one is sent even if its caller was cancelled, unless its deadline has passed before."""
 
-    left: Callable[[Any, Any], None]
+    def __init__(
+        self,
+        storage: Storage,
+        send: Callable[[Sequence[Item]], Coroutine[Any, Any, Sequence[Answer]]],
+        now: Callable[[Sequence[Item]], Sequence[Answer]] | None,
+        abandoned: Callable[[Any, Any], None],
+    ) -> None:
+        super().__init__(storage, send, now)
+        self._abandoned = abandoned
 
     def _begin(self) -> None:
         super()._begin()
-        self._waiting: deque[_Change[Item, Answer]] = deque()
+        self._waiting: deque[_PendingWrite[Item, Answer]] = deque()
 
-    def ask(self, item: Item, key: str, size: int, asker: object) -> asyncio.Future[Answer]:
+    def add(self, item: Item, key: str, size: int, owner: object) -> asyncio.Future[Answer]:
         future = self._wait()
-        until = self._deadlines[-1] if self._now is None else math.inf
-        self._waiting.append(_Change(item, key, size, until, future, asker))
+        until = self._deadlines.newest if self._now is None else math.inf
+        self._waiting.append(_PendingWrite(item, key, size, until, future, owner))
         return future
 
     def _is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def _take(self) -> tuple[list[Item], list[_Change[Item, Answer]]]:
+    def _take(self) -> tuple[list[Item], list[_PendingWrite[Item, Answer]]]:
         waiting, room = self._waiting, MAX_BYTES
-        taken: dict[str, _Change[Item, Answer]] = {}
+        taken: dict[str, _PendingWrite[Item, Answer]] = {}
         later, now = [], asyncio.get_running_loop().time()
         while waiting and len(taken) < MAX_KEYS and (waiting[0].size <= room or not taken):
-            change = waiting.popleft()
-            if change.until <= now:  # whoever waited has been told
-                self._fail(change, timed_out(self._storage))
-            elif change.key in taken:
-                later.append(change)
+            pending = waiting.popleft()
+            if pending.until <= now:  # its caller has been told
+                self._fail(pending, timed_out(self._storage))
+            elif pending.key in taken:
+                later.append(pending)
             else:
-                taken[change.key] = change
-                room -= change.size
+                taken[pending.key] = pending
+                room -= pending.size
         waiting.extendleft(reversed(later))
-        return [change.item for change in taken.values()], list(taken.values())
+        return [pending.item for pending in taken.values()], list(taken.values())
 
-    def _deliver(self, waiters: list[_Change[Item, Answer]], answers: Sequence[Answer]) -> None:
-        for (*_, future, asker), answer in zip(waiters, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
-            elif asker is not None and future.cancelled():
-                self.left(asker, answer)
+    def _deliver(self, waiters: list[_PendingWrite[Item, Answer]], answers: Sequence[Answer]) -> None:
+        for pending, answer in zip(waiters, answers, strict=True):
+            if not pending.future.done():
+                pending.future.set_result(answer)
+            elif pending.owner is not None and pending.future.cancelled():
+                self._abandoned(pending.owner, answer)
 
-    def _fail(self, waiter: _Change[Item, Answer], error: Exception) -> None:
+    def _fail(self, waiter: _PendingWrite[Item, Answer], error: Exception) -> None:
         if not waiter.future.done():
             waiter.future.set_exception(_own(error))
-        elif waiter.asker is not None and waiter.future.cancelled():
-            self.left(waiter.asker, error)
+        elif waiter.owner is not None and waiter.future.cancelled():
+            self._abandoned(waiter.owner, error)
 
 
 def _own(error: Exception) -> Exception:
-    """Give each waiter an error of its own, as raising adds a traceback."""
+    """Return an error for one waiter alone, as raising it adds a traceback."""
     if not isinstance(error, StorageUnavailable):
         return error
     own = StorageUnavailable(*error.args)

@@ -13,9 +13,9 @@ from ..codec import Codec, TombstoneError, UndecodableError, UnknownFormatError,
 from ..cookie import Cookie, CookieReader, PresentedId, Secret
 from ..errors import ConfigError
 from ..session import Duration, Session
-from ..storage import Record, Sharded, Storage, Write
+from ..storage import Record, Storage, Write
 from .access import Background, StorageAccess
-from .batching import Batcher, ShardedBatcher
+from .batching import Batcher
 from .cookie_writer import CookieWriter
 from .lifetimes import IDLE_TIMEOUT, Lifetimes
 from .session_codec import SessionCodec
@@ -94,8 +94,7 @@ class StorageSessionManager:
         self.background = Background()
         self._reader = CookieReader(cookie.name, secret)
         self.cookies = CookieWriter(cookie, self._reader, self._value_of, self.lifetimes)
-        make = ShardedBatcher if isinstance(storage, Sharded) else Batcher
-        self._batcher = make(storage, self._read, self._finish)  # type: ignore[arg-type]
+        self._batcher = Batcher(storage, self._read, self._finish)
         self.writer = SessionWriter(
             self.access,
             self._batcher,

@@ -15,7 +15,7 @@ from ..cookie import PresentedId, key_of_id
 from ..errors import SessionConflict, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Write
 from .access import Background, StorageAccess, log_unsaved
-from .batching import AnyBatcher
+from .batching import Batcher
 from .lifetimes import Lifetimes
 from .locks import WriterLock
 from .merge import is_same, merge
@@ -61,7 +61,7 @@ class SessionWriter:
     def __init__(
         self,
         access: StorageAccess,
-        batcher: AnyBatcher,
+        batcher: Batcher[PresentedId, SessionState],
         codec: SessionCodec,
         lifetimes: Lifetimes,
         background: Background,

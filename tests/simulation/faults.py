@@ -197,19 +197,19 @@ FAULTS = [
     Fault(
         "answers of a batch reach the wrong visitors",
         "_engine/batching.py",
-        "for sharing, record in zip(waiters, answers, strict=True):",
-        "for sharing, record in zip(waiters, reversed(answers), strict=True):",
+        "for loads, record in zip(waiters, answers, strict=True):",
+        "for loads, record in zip(waiters, reversed(answers), strict=True):",
     ),
     Fault(
         "of two writes of one key in a batch the first is forgotten",
         "_engine/batching.py",
-        ("            elif change.key in taken:\n                later.append(change)\n"),
+        ("            elif pending.key in taken:\n                later.append(pending)\n"),
         "",
     ),
     Fault(
-        "a trip that has ended keeps its place",
+        "a batch that has ended keeps its place",
         "_engine/batching.py",
-        "            self._trips.pop(asyncio.current_task(), None)  # type: ignore[arg-type]\n",
+        "            self._running.end()\n",
         "",
     ),
     Fault(

@@ -27,7 +27,7 @@ from aiohttp_store import (
     get_session,
     open_storage,
 )
-from aiohttp_store._engine.batching import ShardedBatcher
+from aiohttp_store._engine.batching import Batcher
 from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.memcached import MemcachedNodes, MemcachedStorage
@@ -212,7 +212,7 @@ async def test_a_cancelled_batch_leaves_every_node_usable(servers3: Nodes) -> No
 async def test_a_value_that_is_too_large_fails_alone_and_every_other_write_is_told_its_own_outcome(
     opened: MemcachedNodes,
 ) -> None:
-    batcher: ShardedBatcher[None, Record | None] = ShardedBatcher(opened, lambda _, record: record, lambda *_: None)
+    batcher: Batcher[None, Record | None] = Batcher(opened, lambda _, record: record, lambda *_: None)
     data = {key: b"x" * (2 << 20) if number == 7 else b"%d" % number for number, key in enumerate(KEYS[:30])}
     outcomes = await asyncio.gather(
         *(batcher.save(Write(key, None, value, 60)) for key, value in data.items()), return_exceptions=True
