@@ -43,7 +43,7 @@ PARAMETERS: dict[str, tuple[type[Any], ...]] = {
     "cookie": (cookie_manager.CookieOptions,),
     "redis": (redis.TCPOptions, redis.UnixOptions),
     "redis-sentinel": (redis.SentinelOptions,),
-    "memcached": (memcached.Options,),
+    "memcached": (memcached.MemcachedURLOptions,),
     "mongodb": (mongodb.Options,),
     "mysql": (mysql.Options,),
     "migrate": (LegacyOptions,),
