@@ -28,6 +28,7 @@ class Pool(Generic[C]):
         is_alive: Callable[[C], Awaitable[bool]],
         abort: Callable[[C], None],
     ) -> None:
+        self._size = size
         self._places = asyncio.Semaphore(size)
         self._connect = connect
         self._is_alive = is_alive
@@ -66,6 +67,11 @@ class Pool(Generic[C]):
         """Abort the idle connections: what ended one of them has probably ended all."""
         while self._idle:
             self._abort(self._idle.pop())
+
+    async def drain(self) -> None:
+        """Wait for the calls that have a connection or wait for one; those that come later wait for ever."""
+        for _ in range(self._size):
+            await self._places.acquire()
 
     async def close(self, say_goodbye: Callable[[C], Awaitable[None]] | None = None) -> None:
         """Close the idle connections now, and those that are lent when they come back."""

@@ -161,3 +161,18 @@ async def test_closing_says_goodbye_on_each_idle_connection() -> None:
     await server.pool.close(server.say_goodbye)
     assert sorted(server.goodbyes) == [1, 2]
     assert server.open == set()
+
+
+async def test_a_pool_can_be_drained_before_it_is_closed() -> None:
+    server = Server(2)
+    lent = [await server.pool.acquire() for _ in range(2)]
+    waiting = asyncio.create_task(server.pool.acquire())
+    draining = asyncio.create_task(server.pool.drain())
+    await asyncio.sleep(0)
+    server.pool.release(lent[0], is_clean=True)
+    server.pool.release(lent[1], is_clean=False)
+    server.pool.release(await waiting, is_clean=True)
+    async with asyncio.timeout(AT_LAST):
+        await draining
+    await server.pool.close()
+    assert server.open == set()
