@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from ..storage import retrying
 from ._pool import Pool
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ T = TypeVar("T")
 TOO_LARGE = b"SERVER_ERROR object too large for cache"
 SETTINGS = b"stats settings\r\n"
 _ANSWERS = frozenset({b"STORED", b"NOT_STORED", b"EXISTS", b"NOT_FOUND", b"DELETED", TOO_LARGE})
+_LOST = (OSError, EOFError)
 _LONGEST_RELATIVE = 30 * 86_400
 _LAST_SECOND = 2**31 - 1  # the server reads exptime as a signed 32-bit number
 
@@ -184,14 +187,7 @@ class NodeConnections:
         return size
 
     async def _ask(self, request: bytes, read: Callable[[asyncio.StreamReader], Awaitable[T]]) -> T:
-        try:
-            return await self._ask_once(request, read)
-        except (OSError, EOFError):
-            # The server closed or was restarted, so the other connections are dead as well.
-            # Asking again is safe: every write carries a version that tells whether it was done.
-            self._item_size = None
-            self._pool.forget()
-            return await self._ask_once(request, read)
+        return await retrying(partial(self._ask_once, request, read), lambda error: isinstance(error, _LOST))
 
     async def _ask_once(self, request: bytes, read: Callable[[asyncio.StreamReader], Awaitable[T]]) -> T:
         stream, is_clean = await self._pool.acquire(), False
@@ -200,9 +196,13 @@ class NodeConnections:
             await stream.writer.drain()
             answer = await read(stream.reader)
             is_clean = True
-            return answer
+        except _LOST:  # the server closed or was restarted, so the other connections are dead as well
+            self._item_size = None
+            self._pool.forget()
+            raise
         finally:
             self._pool.release(stream, is_clean=is_clean)
+        return answer
 
     async def _connect(self) -> _Stream:
         return _Stream(*await asyncio.open_connection(self._node.host, self._node.port, **self._node.conn_args))

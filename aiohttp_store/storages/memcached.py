@@ -12,7 +12,7 @@ import aiomcache
 
 from .._takeover.legacy import LegacyOptions
 from ..errors import ConfigError, SessionTooLarge
-from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Sharded, Storage, Write, new_version
+from ..storage import VERSION_SIZE, Gone, Outcome, Record, Saved, Sharded, Storage, Write, new_version, outcome
 from ..url import TLSOptions, positive
 from ._memcached_protocol import TOO_LARGE, Found, MemcachedError, Node, NodeConnections, add, cas, delete, remove
 
@@ -109,20 +109,12 @@ class _Change:
     def apply_found(self, found: Found | None) -> None:
         """Take what is there: either it is the outcome, or the next command follows from it."""
         record = _record(found) if found else None
-        if record is None:
-            if self.expected is not None:
-                self.outcome = Gone()
-            elif self.write.data is None:
-                self.outcome = Saved(b"")
-            else:
-                self.token = found.token if found else None  # what is not ours is replaced
-        elif record.version[:VERSION_SIZE] == self.version:
+        version = record.version[:VERSION_SIZE] if record else None
+        if record and version == self.version:
             self.outcome = Saved(self.version)  # it was carried out, and the answer lost
-        elif record.version[:VERSION_SIZE] == self.expected:
-            assert found is not None
-            self.token = found.token
-        else:
-            self.outcome = Conflict(record)
+        elif record is None or version != self.expected:
+            self.outcome = outcome(self.write, self.version, record)
+        self.token = found.token if found else None  # of what is expected, or is not ours and to be replaced
 
 
 class MemcachedStorage(Storage):
