@@ -45,7 +45,7 @@ PARAMETERS: dict[str, tuple[type[Any], ...]] = {
     "redis-sentinel": (redis.SentinelOptions,),
     "memcached": (memcached.MemcachedURLOptions,),
     "mongodb": (mongodb.Options,),
-    "mysql": (mysql.Options,),
+    "mysql": (mysql.MySQLURLOptions,),
     "migrate": (LegacyOptions,),
 }
 """The dataclasses of each table. A table leaves out what is inherited from a class that has a table of its own."""
