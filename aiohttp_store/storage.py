@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
+from ._log import logger
 from .errors import ConfigError, SessionError, StorageUnavailable
 from .url import StorageURL
 
@@ -25,12 +26,15 @@ __all__ = [
     "Storage",
     "Write",
     "new_version",
+    "outcome",
+    "retrying",
     "timed_out",
 ]
 
 VERSION_SIZE = 8
 
 Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 class Record(NamedTuple):
@@ -148,6 +152,22 @@ class Storage(ABC):
         """
         return _Answering(self, (OSError, EOFError, *outages))
 
+    @asynccontextmanager
+    async def opening(self, *outages: type[BaseException]) -> AsyncIterator[None]:
+        """Bound the part of `open` that asks the server as `answering` does, and decide what its errors mean.
+
+        An outage is logged and ends the block: the app starts, and answers 503 until the server is back. After any
+        other error, such as a `ConfigError`, the storage is closed, and the error goes on.
+        """
+        try:
+            async with self.answering(*outages):
+                yield
+        except StorageUnavailable as error:
+            logger.warning("opened without its server: %s", error)
+        except BaseException:
+            await self.close()
+            raise
+
 
 class _Answering(AbstractAsyncContextManager[None]):
     def __init__(self, storage: Storage, outages: tuple[type[BaseException], ...]) -> None:
@@ -232,6 +252,45 @@ class Immediate(Protocol):
 
     def save_now(self, writes: Sequence[Write]) -> list[Outcome]:
         """Do what `Storage.save` does."""
+
+
+def outcome(write: Write, version: bytes, found: Record | None) -> Outcome | None:
+    """Return why the server did not carry out a write, from the record that is there now.
+
+    Args:
+        write: what was wanted.
+        version: the one that was drawn for it; empty for a removal.
+        found: the live record under its key, `None` if there is none.
+
+    Returns:
+        `Saved` if an earlier attempt was carried out and its answer lost, or if there is nothing to remove; `Conflict`
+        or `Gone` if the write lost; `None` if what was in its way has gone since, so that it must be tried again.
+    """
+    if found is None:
+        if write.expected is not None:
+            return Gone()  # also of a removal whose answer was lost
+        return Saved(b"") if write.data is None else None
+    if found.version == version:
+        return Saved(version)
+    return None if found.version == write.expected else Conflict(found)
+
+
+async def retrying(call: Callable[[], Awaitable[T]], is_lost: Callable[[Exception], bool]) -> T:
+    """Return what `call` answers; if it loses its connection, call it once more.
+
+    It may then be carried out twice. So draw versions before, and let `outcome` tell a write that finds its own.
+
+    Args:
+        call: sends one request, over another connection each time.
+        is_lost: whether an error of the first attempt says that the answer was lost; any other is raised at once,
+            and so is every error of the second.
+    """
+    try:
+        return await call()
+    except Exception as error:
+        if not is_lost(error):
+            raise
+    return await call()
 
 
 def timed_out(storage: Storage) -> StorageUnavailable:

@@ -43,9 +43,9 @@ PARAMETERS: dict[str, tuple[type[Any], ...]] = {
     "cookie": (cookie_manager.CookieOptions,),
     "redis": (redis.TCPOptions, redis.UnixOptions),
     "redis-sentinel": (redis.SentinelOptions,),
-    "memcached": (memcached.Options,),
+    "memcached": (memcached.MemcachedURLOptions,),
     "mongodb": (mongodb.Options,),
-    "mysql": (mysql.Options,),
+    "mysql": (mysql.MySQLURLOptions,),
     "migrate": (LegacyOptions,),
 }
 """The dataclasses of each table. A table leaves out what is inherited from a class that has a table of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
@@ -23,6 +23,8 @@ try:
 except ImportError:  # redis-py works without it; packing is then several times slower
     pack_command = None  # type: ignore[assignment]
 
+from ._pool import Pool
+
 _can_read = getattr(Connection, "can_read", None) or Connection.can_read_destructive  # its name before redis-py 8
 
 if TYPE_CHECKING:
@@ -36,12 +38,19 @@ if TYPE_CHECKING:
 __all__ = ["Connections", "LostError", "SentinelConnections"]
 
 
+class _Link(NamedTuple):
+    """A connection of the driver's, which forgets its transport when a cancelled command disconnects it."""
+
+    connection: Any
+    transport: asyncio.WriteTransport
+
+
 class Connections:
     """The part of `redis.asyncio.Redis` that is needed here, for less time per command.
 
     redis-py's ConnectionPool raises when it is full, and its BlockingConnectionPool waits on an
     asyncio.Condition, which in Python 3.11 forgets a wake-up when the task that got it is
-    cancelled. Here nothing is awaited while a connection changes hands.
+    cancelled.
     """
 
     kinds: tuple[type[Any], type[Any]] = (Connection, SSLConnection)
@@ -57,7 +66,7 @@ class Connections:
         replicas: int = 0,
         **settings: Any,
     ) -> None:
-        """Give a pool of `size` connections, made of `settings` as the driver knows them when they are needed.
+        """Describe a pool of `size` connections, made of `settings` as the driver knows them when they are needed.
 
         `timeout` is of a whole verb, in seconds; `replicas` is how many must confirm a change.
         """
@@ -69,26 +78,44 @@ class Connections:
         # RESP2: no HELLO to wait for. No retry and no socket timeout: the storage has its own, over the whole verb.
         fixed = {"protocol": 2, "retry": None, "socket_timeout": None, "socket_connect_timeout": timeout}
         self.settings = {**settings, **fixed}
-        self.slots: asyncio.Semaphore | None = None
-        self.free: list[Any] = []
+        self._pool: Pool[_Link] | None = None
 
     def __str__(self) -> str:
         place = self.settings.get("path") or "{host}:{port}".format(**self.settings)
         return f"{place} db={self.settings['db']}"
 
-    def open(self) -> None:
-        if self.slots is None:
-            self.slots = asyncio.Semaphore(self.size)
-            self.free = [self._make() for _ in range(self.size)]  # not connected before its first command
+    @property
+    def is_open(self) -> bool:
+        return self._pool is not None
 
-    def _make(self) -> Any:
+    def open(self) -> None:
+        if self._pool is None:
+            self._pool = Pool(self.size, connect=self._connect, is_alive=_is_alive, abort=_abort)
+
+    async def _connect(self) -> _Link:
         connection = self.kind(**self.settings)
         if self.context is not None:
             connection.ssl_context.context = self.context  # else each connection reads the files again
-        return connection
+        try:
+            await connection.connect()
+            await self._check(connection)
+            return _Link(connection, connection._writer.transport)
+        except BaseException:
+            if connection.is_connected:
+                _abort(_Link(connection, connection._writer.transport))
+            raise
 
-    async def _connect(self, connection: Any) -> None:
-        await connection.connect()
+    async def _check(self, connection: Any) -> None:
+        """Refuse a server that is not the one that is wanted.
+
+        Raises:
+            LostError: it is not.
+        """
+
+    def forget(self) -> None:
+        """Abort the connections that no call uses at this time."""
+        if self._pool is not None:
+            self._pool.forget()
 
     async def execute_command(self, *command: Any) -> Any:
         """Do what the method of `redis.asyncio.Redis` does."""
@@ -103,28 +130,24 @@ class Connections:
         Raises:
             LostError: the connection was lost, or leads to a server that is no primary any more.
         """
-        slots, free = self.slots, self.free
-        if slots is None:
+        pool = self._pool
+        if pool is None:
             raise LostError("it is closed")
-        async with slots:
-            connection, transport = free.pop(), None  # the one used last
-            try:
-                if connection.is_connected and await _is_closed(connection):
-                    await drop(connection)
-                if not connection.is_connected:
-                    await self._connect(connection)
-                transport = connection._writer.transport
-                pack = connection.pack_command if pack_command is None else _pack
-                # All of these disconnect when they are cancelled, so no answer is left for the next caller.
-                await connection.send_packed_command([part for command in commands for part in pack(*command)])
-                return [await _reply(connection) for _ in commands]
-            except _DemotedError as error:
-                await drop(connection)
+        link, is_clean = await pool.acquire(), False
+        try:
+            connection = link.connection
+            pack = connection.pack_command if pack_command is None else _pack
+            await connection.send_packed_command([part for command in commands for part in pack(*command)])
+            replies = [await _reply(connection) for _ in commands]
+            is_clean = True
+        except (LostError, OSError, _DemotedError) as error:
+            self.forget()
+            if isinstance(error, _DemotedError):
                 raise LostError(*error.args) from error
-            finally:
-                if transport is not None and not connection.is_connected:
-                    transport.abort()  # see drop
-                free.append(connection)
+            raise
+        finally:
+            pool.release(link, is_clean=is_clean)
+        return replies
 
     async def change(self, commands: Sequence[Command]) -> list[Any]:
         """Do what `execute` does, and wait for the replicas that must have what these commands wrote.
@@ -145,14 +168,12 @@ class Connections:
 
     async def aclose(self) -> None:
         """Disconnect, when the calls under way have ended."""
-        slots, free, self.slots = self.slots, self.free, None
-        if slots is not None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
             try:
-                for _ in range(self.size):
-                    await slots.acquire()
+                await pool.drain()
             finally:
-                for connection in free:
-                    await drop(connection)
+                await pool.close()
 
 
 class SentinelConnections(Connections):
@@ -193,21 +214,16 @@ class SentinelConnections(Connections):
         return f"{self._service!r} of the sentinels {sentinels} db={self.settings['db']}"
 
     def open(self) -> None:
-        if self.slots is None:
+        if not self.is_open:
             self._sentinel = Sentinel(self._addresses, sentinel_kwargs=self._sentinel_settings)  # type: ignore[no-untyped-call]
         super().open()
 
-    async def _connect(self, connection: Any) -> None:
-        """Connect, and refuse a server that does not think itself the primary: a sentinel may be late."""
-        await super()._connect(connection)
-        try:
-            await connection.send_command("ROLE")
-            role = (await connection.read_response())[0].decode()
-            if role != "master":
-                raise LostError(f"{connection.host}:{connection.port} has the role {role!r}, and not 'master'")
-        except RedisError:
-            await drop(connection)
-            raise
+    async def _check(self, connection: Any) -> None:
+        """Refuse a server that does not think itself the primary: a sentinel may be late."""
+        await connection.send_command("ROLE")
+        role = (await connection.read_response())[0].decode()
+        if role != "master":
+            raise LostError(f"{connection.host}:{connection.port} has the role {role!r}, and not 'master'")
 
     async def get_master_address(self) -> tuple[str, int]:
         """Give what the sentinels say, who are asked for all connections at once.
@@ -228,13 +244,11 @@ class SentinelConnections(Connections):
             raise LostError(re.sub(r"<redis\.asyncio\.client\.Redis\(.*?\)>\)>\)> - ", "", str(error))) from error
         if address != self._address:
             self._address = address
-            for connection in self.free:  # they lead to the old one, which may not know yet
-                if connection.is_connected:
-                    connection._writer.transport.abort()
+            self.forget()  # they lead to the old one, which may not know yet
         return address
 
     async def aclose(self) -> None:
-        was_open = self.slots is not None
+        was_open = self.is_open
         await super().aclose()
         if self._asking is not None:
             self._asking.cancel()
@@ -274,21 +288,23 @@ async def _reply(connection: Any) -> Any:
         return error
 
 
-async def _is_closed(connection: Any) -> bool:
-    """Whether the server has ended or reset it, or has sent what nobody asked for.
+async def _is_alive(link: _Link) -> bool:
+    """Whether the server has neither ended nor reset it, nor sent what nobody asked for.
 
     redis-py's own check sees no reset, and before version 8 it raises at an end.
     """
-    if connection._writer.transport.is_closing() or connection._reader.at_eof():
-        return True
-    return bool(await _can_read(connection))
+    if link.transport.is_closing() or link.connection._reader.at_eof():
+        return False
+    try:
+        return not await _can_read(link.connection)
+    except RedisError:
+        return False
 
 
-async def drop(connection: Any) -> None:
+def _abort(link: _Link) -> None:
     """Disconnect without waiting for a peer that may hang.
 
     redis-py only closes: the socket then stays until the peer has read what is unsent, and answered TLS's goodbye.
     """
-    if connection.is_connected:
-        connection._writer.transport.abort()
-    await connection.disconnect()
+    link.transport.abort()
+    link.connection._reader = link.connection._writer = None  # as it would, or it warns that it was not disconnected

@@ -332,17 +332,17 @@ class KeepsCopies(Broken):
 
 
 class FailsWhereAnotherOpens(Broken):
-    opening = 0
+    openings = 0
 
     async def open(self) -> None:
         kind = type(self)
-        kind.opening += 1
+        kind.openings += 1
         try:
             await asyncio.sleep(0)
-            if kind.opening > 1:
+            if kind.openings > 1:
                 raise RuntimeError("the table exists already")
         finally:
-            kind.opening -= 1
+            kind.openings -= 1
         await super().open()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, StorageUnavailable, Write
 from aiohttp_store.storages import storage_from_url
-from aiohttp_store.storages.memcached import MemcachedStorage, _Client
+from aiohttp_store.storages.memcached import MemcachedOptions, MemcachedStorage
 
 from ..conftest import opening
 from ..support.certificates import make_certificates
@@ -145,7 +145,7 @@ async def test_the_token_is_no_part_of_a_versions_identity(storage: MemcachedSto
     key = new_key()
     await create(storage, key)
     record = await load(storage, key)
-    name = (storage._prefix + key).encode()
+    name = (storage.prefix + key).encode()
     # The same bytes written again: another token, the same version.
     value = record.version[:8] + record.data
     assert ask(shared, b"set %b 0 60 %d\r\n%b\r\n" % (name, len(value), value)) == b"STORED\r\n"
@@ -351,31 +351,6 @@ async def test_a_server_that_hangs_up_does_not_freeze_the_loop(verb: str) -> Non
                 await calls[verb]()
 
 
-async def test_aiomcaches_own_commands_are_safe_on_our_client(proxy: Proxy) -> None:
-    client = _Client(aiomcache.Client("127.0.0.1", proxy.port, pool_size=1))
-    key = new_key().encode()
-    proxy.matching, proxy.lose_answers = b"delete session:", 1
-    key = b"session:" + key
-    async with ticking():
-        with pytest.raises(EOFError):
-            await client.delete(key)
-    proxy.answering.clear()
-    task = asyncio.ensure_future(client.set(key, b"one", 60))
-    direct = aiomcache.Client("127.0.0.1", proxy.target)
-
-    async def is_set() -> bool:
-        return await direct.get(key) == b"one"
-
-    await until(is_set)
-    await direct.close()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    proxy.answering.set()
-    assert await client.add(key, b"two", 60) is False
-    await client.close()
-
-
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"x" * 200_000, b"VALUE\r\n", b"SERVER_ERROR busy\r\n"]
 )
@@ -438,7 +413,7 @@ async def test_a_foreign_value_is_absent_and_a_create_replaces_it(
 ) -> None:
     value, flags = FOREIGN[kind]
     foreign, ours = new_key(), new_key()
-    name = (storage._prefix + foreign).encode()
+    name = (storage.prefix + foreign).encode()
     assert ask(shared, b"set %b %d 60 %d\r\n%b\r\n" % (name, flags, len(value), value)) == b"STORED\r\n"
     await create(storage, ours, b"ours")
     missing, record = await storage.load([foreign, ours])
@@ -458,7 +433,7 @@ async def test_a_ttl_is_kept_on_both_sides_of_thirty_days(
 ) -> None:
     key = new_key()
     await create(storage, key, ttl=ttl)
-    answer = ask(shared, b"mg %b t\r\n" % (storage._prefix + key).encode())
+    answer = ask(shared, b"mg %b t\r\n" % (storage.prefix + key).encode())
     if ttl > 1:
         assert answer.startswith(b"HD t")
         assert abs(int(answer.split(b"t")[1]) - ttl) <= 2
@@ -571,7 +546,7 @@ def test_a_url_without_parts_means_the_local_server() -> None:
 @pytest.mark.parametrize("prefix", ["", "x" * 207, "é" * 103])
 async def test_every_prefix_that_fits_is_used(shared: Memcached, prefix: str) -> None:
     client = aiomcache.Client("127.0.0.1", shared.port)
-    storage = MemcachedStorage(client, prefix=prefix)
+    storage = MemcachedStorage(client, MemcachedOptions(prefix=prefix))
     await storage.open()
     key = new_key()
     await create(storage, key)
@@ -594,7 +569,7 @@ async def test_a_storage_that_is_not_open_says_so(shared: Memcached) -> None:
 async def test_a_users_client_is_used_and_not_closed(proxy: Proxy) -> None:
     client = aiomcache.Client("127.0.0.1", proxy.port, pool_size=1)
     await client.set(b"theirs", b"x", 60)
-    storage = MemcachedStorage(client, prefix="own:")
+    storage = MemcachedStorage(client, MemcachedOptions(prefix="own:"))
     for _ in range(2):
         await storage.open()
         key = new_key()
@@ -611,7 +586,7 @@ async def test_a_users_client_is_used_and_not_closed(proxy: Proxy) -> None:
 
 async def test_a_users_client_is_made_safe(proxy: Proxy) -> None:
     client = aiomcache.Client("127.0.0.1", proxy.port, pool_size=1)
-    storage = MemcachedStorage(client, timeout=0.2 * pace())
+    storage = MemcachedStorage(client, MemcachedOptions(timeout=0.2 * pace()))
     await storage.open()
     one, other = new_key(), new_key()
     await create(storage, other, b"other")

@@ -19,9 +19,12 @@ import pytest
 from pymysql.constants import CLIENT  # type: ignore[import-untyped]
 
 from aiohttp_store import ConfigError, Conflict, Gone, Record, Saved, SessionTooLarge, StorageUnavailable, Write
+from aiohttp_store.storages import _mysql_hosts as mysql_hosts
 from aiohttp_store.storages import _sweeping as sweeping
 from aiohttp_store.storages import mysql, storage_from_url
-from aiohttp_store.storages.mysql import MySQLStorage
+from aiohttp_store.storages._mysql_hosts import HostConnections
+from aiohttp_store.storages._mysql_statements import Draft, Table
+from aiohttp_store.storages.mysql import MySQLOptions, MySQLStorage
 from aiohttp_store.url import StorageURL
 
 from ..conftest import PATIENCE, Servers, opening
@@ -134,6 +137,11 @@ async def proxy(url: str) -> AsyncIterator[Proxy]:
         yield running
 
 
+def connections_of(storage: MySQLStorage) -> HostConnections:
+    assert isinstance(storage._connections, HostConnections)
+    return storage._connections
+
+
 async def expire(root: Any, table: str, *keys: str) -> None:
     wanted = ",".join(f"'{key}'" for key in keys)
     await ask(root, f"UPDATE {table} SET expires=UTC_TIMESTAMP(6) - INTERVAL 1 SECOND WHERE id IN ({wanted})")
@@ -233,8 +241,8 @@ async def test_cancelling_while_connecting_leaves_nothing_behind(server: Private
     async with opening(f"{url}&tls=true&tls_ca={server.folder}/ca.pem&pool_size=1") as storage:
         assert isinstance(storage, MySQLStorage)
         for turn in range(40):
-            await storage._pool.close()
-            storage._pool.closed = False
+            await storage._connections.close()
+            storage._connections.open()
             task = asyncio.create_task(storage.load([new_key()]))
             for _ in range(turn):
                 await asyncio.sleep(0)
@@ -379,7 +387,7 @@ async def test_a_connection_that_was_idle_for_long_is_not_used(proxy: Proxy, mon
         before = proxy.accepted
         await storage.load([new_key()])
         assert proxy.accepted == before
-        monkeypatch.setattr(mysql, "_IDLE", 0.0)
+        monkeypatch.setattr(mysql_hosts, "_IDLE", 0.0)
         await storage.load([new_key()])
         assert proxy.accepted == before + 1
 
@@ -404,7 +412,7 @@ async def test_waiters_get_the_place_of_a_connection_that_was_closed(
     async with contextlib.AsyncExitStack() as stack:
         if given:
             pool = await stack.enter_async_context(own_pool(server, maxsize=1))
-            storage = MySQLStorage(pool, table=table, timeout=PATIENCE)
+            storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
             await storage.open()
             stack.push_async_callback(storage.close)
         else:
@@ -821,7 +829,7 @@ async def test_the_largest_value_passes_and_one_byte_more_does_not(root: Any, ur
 
 async def test_a_limit_that_was_lowered_meanwhile_is_learned(root: Any, storage: MySQLStorage) -> None:
     async with setting(root, "max_allowed_packet", str(1 << 20)):
-        storage._pool.forget()  # the limit is that of a connection's beginning
+        connections_of(storage).forget()  # the limit is that of a connection's beginning
         with pytest.raises(StorageUnavailable):
             await create(storage, new_key(), b"x" * (1 << 20))
         with pytest.raises(SessionTooLarge):
@@ -845,7 +853,7 @@ async def own_pool(server: Private, **settings: Any) -> AsyncIterator[Any]:
 @pytest.mark.parametrize("cursor", [aiomysql.Cursor, aiomysql.DictCursor, aiomysql.SSCursor])
 async def test_a_given_pool_is_used_and_not_closed(server: Private, table: str, cursor: type) -> None:
     async with own_pool(server, cursorclass=cursor) as pool:
-        storage = MySQLStorage(pool, table=table, timeout=PATIENCE)
+        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
         await storage.open()
         version = await create(storage, key := new_key())
         assert isinstance(await save(storage, key, b"more", version), Saved)
@@ -866,14 +874,14 @@ async def test_a_given_pool_that_cannot_work_is_refused(
     server: Private, table: str, settings: dict[str, Any], says: str
 ) -> None:
     async with own_pool(server, **settings) as pool:
-        storage = MySQLStorage(pool, table=table, timeout=PATIENCE)
+        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
         with pytest.raises(ConfigError, match=says):
             await storage.open()
 
 
 async def test_a_given_pool_that_was_closed_is_unavailable(server: Private, table: str) -> None:
     async with own_pool(server) as pool:
-        storage = MySQLStorage(pool, table=table, timeout=PATIENCE)
+        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
         await storage.open()
     with pytest.raises(StorageUnavailable):
         await storage.load([new_key()])
@@ -996,14 +1004,14 @@ async def test_a_given_pool_is_lent_to_requests_before_the_sweep_goes_on(
     server: Private, root: Any, table: str
 ) -> None:
     async with own_pool(server, maxsize=1) as pool:
-        storage = MySQLStorage(pool, table=table, timeout=PATIENCE)
+        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
         await storage.open()
         old = "SELECT seq,'12345678','',UTC_TIMESTAMP(6) - INTERVAL seq SECOND FROM seq_1_to_1200"
         await ask(root, f"INSERT INTO {table} {old}")
         assert [await storage.sweep() for _ in range(3)] == [500, 500, 200]
         await storage.close()
     async with own_pool(server, maxsize=2) as pool:
-        storage = MySQLStorage(pool, table=table, timeout=PATIENCE)
+        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
         await storage.open()
         await ask(root, f"INSERT INTO {table} {old}")
         assert await storage.sweep() == 1200
@@ -1111,7 +1119,7 @@ def test_a_storage_serves_one_event_loop_after_another(url: str) -> None:
 def test_ssl_is_what_the_driver_gets(server: Private) -> None:
     storage = storage_from_url(f"{server.url}?tls=true&tls_ca={server.folder}/ca.pem")
     assert isinstance(storage, MySQLStorage)
-    assert isinstance(storage._pool._settings["ssl"], ssl.SSLContext)
+    assert isinstance(connections_of(storage)._settings["ssl"], ssl.SSLContext)
 
 
 # Batches in one statement
@@ -1156,10 +1164,10 @@ async def test_each_update_of_a_batch_has_its_own_condition_data_and_time(
 
 
 async def test_a_batch_reads_the_rows_of_its_keys_and_no_others(storage: MySQLStorage, root: Any, table: str) -> None:
-    drafts = [mysql._Draft(Write(new_key(), b"v" * 8, b"data", 60), b"w" * 8) for _ in range(32)]
+    drafts = [Draft(Write(new_key(), b"v" * 8, b"data", 60), b"w" * 8) for _ in range(32)]
     for draft in drafts:
         await create(storage, draft.write.key)
-    for statement in storage._update(drafts).split(";")[:2]:
+    for statement in Table(table).update(drafts).split(";")[:2]:
         ((*_, kind, keys, used, _, _, rows, _),) = await ask(root, f"EXPLAIN {statement.replace('ROW_COUNT()', '0')}")
         assert (kind, keys, used, int(rows)) == ("range", "PRIMARY", "PRIMARY", 32)
 

@@ -28,7 +28,7 @@ from ..support.proxy import Proxy
 from ..support.servers import MariaDB, free_port
 from ..support.ticking import ticking
 from ..support.timing import AT_LAST, now, pace, until, within
-from .test_mysql import all_connections_end, ask, setting, someone_waits_for_a_lock
+from .test_mysql import all_connections_end, ask, connections_of, setting, someone_waits_for_a_lock
 
 SLACK = 3  # seconds beyond a deadline; what comes later is a driver's own 5, 10 or 30 s
 
@@ -321,7 +321,7 @@ async def test_a_host_that_falls_silent_while_more_connections_are_made_is_left_
         await create(alone, new_key())
         async with opened(url_of(table, proxy.port, pair[1].port, timeout=hasty)) as storage:
             await storage.load([new_key()])
-            storage._pool.forget()
+            connections_of(storage).forget()
             proxy.answering.clear()
             await create(storage, key := new_key())
             assert await has(pair[1], table, key)
@@ -339,7 +339,7 @@ async def test_a_connection_that_was_in_use_while_its_host_was_left_is_closed(
         await ask(root, f"SELECT 1 FROM {table} WHERE id='{key}' FOR UPDATE")
         waiting = asyncio.create_task(save(storage, key, b"more", version))
         await someone_waits_for_a_lock(root)
-        storage._pool.forget()
+        connections_of(storage).forget()
         proxy.target = free_port()
         await stack.enter_async_context(opened(url_of(table, second.port)))
         assert await storage.load([key]) == [None]
@@ -367,14 +367,13 @@ async def test_a_host_without_room_for_more_connections_is_not_left(
 async def test_cancelling_at_every_step_of_the_search_leaves_nothing_behind(
     pair: tuple[Privileged, Privileged], table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiohttp_store.storages.mysql._SEARCH_PAUSE", 0)
+    monkeypatch.setattr("aiohttp_store.storages._mysql_hosts._SEARCH_PAUSE", 0)
     async with in_state("read-only", pair[0]), pair[0].root() as root, pair[1].root() as other:
         async with opened(url_of(table, pair[0].port, pair[1].port)) as storage:
             for turn in range(60):
                 await storage.close()
-                storage._pool.host = None
-                await storage.open() if turn == 0 else None
-                storage._pool.closed, storage._slots = False, asyncio.Semaphore(10)
+                connections_of(storage).host = None
+                await storage.open() if turn == 0 else storage._connections.open()
                 task = asyncio.create_task(storage.load([new_key()]))
                 for _ in range(turn):
                     await asyncio.sleep(0)
