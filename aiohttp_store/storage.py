@@ -25,6 +25,7 @@ __all__ = [
     "Storage",
     "Write",
     "new_version",
+    "outcome",
     "timed_out",
 ]
 
@@ -237,6 +238,19 @@ class Immediate(Protocol):
 def timed_out(storage: Storage) -> StorageUnavailable:
     """Make the error that says that the deadline has passed."""
     return StorageUnavailable(f"{storage!r} did not answer within {storage.timeout:g} s")
+
+
+def outcome(write: Write, version: bytes, found: Record | None) -> Outcome | None:
+    """Say why a write was not carried out, from what is found in its place afterwards.
+
+    `version` is the one that was drawn for the write; where it is found, the write had been carried out already, and
+    this was a repetition. `None`: what was in the way of a create is gone, so it is to be tried again.
+    """
+    if found is not None:
+        return Saved(version) if found.version == version else Conflict(found)
+    if write.expected is not None:
+        return Gone()
+    return Saved(b"") if write.data is None else None
 
 
 _drawn: list[bytes] = []  # ahead of use, as asking the system takes longer than the rest of a write to memory

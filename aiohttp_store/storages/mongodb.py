@@ -30,7 +30,7 @@ from pymongo.uri_parser import parse_uri, split_options
 
 from .._takeover.legacy import Legacy, LegacyOptions
 from ..errors import ConfigError, SessionTooLarge
-from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
+from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome
 from ..url import identifier, is_secret, nearest, positive
 
 if TYPE_CHECKING:
@@ -217,9 +217,13 @@ class MongoDBStorage(Storage):
                 lost = [write for write in pending if write.key not in done]
                 found = await self._find([write.key for write in lost]) if lost else {}
                 outcomes.update((key, Saved(versions[key])) for key in done)
-                outcomes.update((write.key, _why(write, versions[write.key], found.get(write.key))) for write in lost)
-                # What it lost against has vanished since: a create is due again.
-                pending = [write for write in lost if write.expected is None and outcomes[write.key] == Gone()]
+                pending = []
+                for write in lost:
+                    why = outcome(write, versions[write.key], found.get(write.key))
+                    if why is None:
+                        pending.append(write)
+                    else:
+                        outcomes[write.key] = why
         return [outcomes[write.key] for write in writes]
 
     async def delete(self, keys: Sequence[str]) -> None:
@@ -378,12 +382,6 @@ class MongoDBStorage(Storage):
                 return
             else:
                 return
-
-
-def _why(write: Write, version: bytes, found: Record | None) -> Outcome:
-    if found is None:
-        return Saved(b"") if write.expected is None and write.data is None else Gone()
-    return Saved(version) if found.version == version else Conflict(found)
 
 
 def _given(url: StorageURL, parts: Sequence[str], own: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import aiosqlite
 
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
-from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
+from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome
 from ..url import identifier, positive
 from ._sweeping import SLICE, Sweeper, rest
 
@@ -211,9 +211,9 @@ class SQLiteStorage(Storage):
         if done.rowcount:
             return Saved(version)
         found = connection.execute(self._find, (key, now)).fetchone()
-        if found is not None:
-            return Conflict(Record(*found))
-        return Gone() if expected is not None else Saved(b"")
+        lost = outcome(write, version, found and Record(*found))
+        assert lost is not None  # nothing that is in the way of a create goes while the lock is ours
+        return lost
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Set up a new connection, and make the table where it is missing."""
