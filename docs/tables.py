@@ -44,7 +44,7 @@ PARAMETERS: dict[str, tuple[type[Any], ...]] = {
     "redis": (redis.TCPOptions, redis.UnixOptions),
     "redis-sentinel": (redis.SentinelOptions,),
     "memcached": (memcached.Options,),
-    "mongodb": (mongodb.Options,),
+    "mongodb": (mongodb.MongoDBOptions,),
     "mysql": (mysql.Options,),
     "migrate": (LegacyOptions,),
 }
