@@ -39,7 +39,7 @@ _ANSWERS = frozenset({b"STORED", b"NOT_STORED", b"EXISTS", b"NOT_FOUND", b"DELET
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TLSOptions, LegacyOptions):
+class MemcachedOptions(TLSOptions, LegacyOptions):
     """The parameters of `memcached://`."""
 
     prefix: str = "session:"
@@ -311,7 +311,7 @@ class MemcachedStorage(Storage):
         timeout: float = 2.0,
         legacy: Legacy | None = None,
     ) -> None:
-        options = Options(prefix=prefix, timeout=timeout)
+        options = MemcachedOptions(prefix=prefix, timeout=timeout)
         self.legacy = legacy
         self.timeout = options.timeout
         self._prefix = options.prefix
@@ -325,7 +325,7 @@ class MemcachedStorage(Storage):
             raise ConfigError(f"{url} names a user or password, and aiomcache cannot log in; leave them out")
         if url.path.strip("/"):
             raise ConfigError(f"{url} has the path {url.path!r}, which memcached:// does not use; leave it out")
-        host, options = url.host(11211), url.options(Options)
+        host, options = url.host(11211), url.options(MemcachedOptions)
         conn_args: dict[str, object] = {}
         if context := options.context():
             # A handshake that is given up would otherwise linger for a minute.

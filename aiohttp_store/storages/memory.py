@@ -28,7 +28,7 @@ tuples, which would take it a third of a second at a million sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class MemoryOptions:
     """The parameters of `memory://`."""
 
     max_sessions: int = 100_000
@@ -49,7 +49,7 @@ class MemoryStorage(Storage):
     """
 
     def __init__(self, *, max_sessions: int = 100_000) -> None:
-        self.max_sessions = Options(max_sessions=max_sessions).max_sessions
+        self.max_sessions = MemoryOptions(max_sessions=max_sessions).max_sessions
         self.clock = time.monotonic
         self._count = min(-(-max_sessions // _PART), _MOST_PARTS)
         self._room = max_sessions // self._count  # keys spread evenly over the parts
@@ -63,7 +63,7 @@ class MemoryStorage(Storage):
             raise ConfigError(
                 f"{url} has parts that memory:// does not use; write memory:// or memory://?max_sessions=…"
             )
-        return cls(max_sessions=url.options(Options).max_sessions)
+        return cls(max_sessions=url.options(MemoryOptions).max_sessions)
 
     def __repr__(self) -> str:
         return f"<MemoryStorage of {sum(map(len, self._parts))} sessions>"

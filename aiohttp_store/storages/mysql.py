@@ -55,7 +55,7 @@ _IDLE = 45.0  # proxies and firewalls drop what was silent for 60 s, often witho
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TLSOptions):
+class MySQLOptions(TLSOptions):
     """The parameters of `mysql://` and `mariadb://`."""
 
     table: str = "sessions"
@@ -89,7 +89,7 @@ class MySQLStorage(Storage):
     """
 
     def __init__(self, pool: Any, *, table: str = "sessions", timeout: float = 2.0, create_table: bool = True) -> None:
-        options = Options(table=table, timeout=timeout, create_table=create_table)
+        options = MySQLOptions(table=table, timeout=timeout, create_table=create_table)
         self.table = options.table
         self.timeout = options.timeout
         self.create_table = options.create_table
@@ -102,7 +102,7 @@ class MySQLStorage(Storage):
     @classmethod
     def from_url(cls, url: StorageURL) -> Self:
         """Read `mysql://user:password@host:3306,host:3306/database?table=…`."""
-        options = url.options(Options)
+        options = url.options(MySQLOptions)
         hosts = url.several_hosts(3306)
         database = url.path.removeprefix("/")
         if not database or "/" in database:

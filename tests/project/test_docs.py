@@ -110,7 +110,7 @@ def test_no_source_imports_what_runs_stored_bytes() -> None:
                 assert not {"pickle", "marshal", "shelve", "random"} & set(imported) or path.name in {
                     "mysql.py",
                     "redis_cluster.py",
-                    "sqlite.py",
+                    "_sqlite_connections.py",
                     "_sweeping.py",
                 }, path
 
