@@ -25,7 +25,7 @@ from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._log import THROTTLE
 from aiohttp_store._takeover.legacy import LegacyOptions
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MIN_SECRET
-from aiohttp_store.storages import _redis_url, memcached, memory, mongodb, mysql, sqlite
+from aiohttp_store.storages import _mongodb_url, _redis_url, memcached, memory, mysql, sqlite
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(aiohttp_store.__file__).parent
@@ -44,7 +44,7 @@ PARAMETERS: dict[str, tuple[type[Any], ...]] = {
     "redis": (_redis_url.RedisClusterOptions, _redis_url.TCPOptions, _redis_url.UnixOptions),
     "redis-sentinel": (_redis_url.SentinelOptions,),
     "memcached": (memcached.MemcachedOptions,),
-    "mongodb": (mongodb.MongoDBOptions,),
+    "mongodb": (_mongodb_url.URLOptions,),
     "mysql": (mysql.MySQLOptions,),
     "migrate": (LegacyOptions,),
 }

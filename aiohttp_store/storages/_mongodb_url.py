@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..url import StorageURL
 
-__all__ = ["CONCURRENT", "MongoDBOptions", "Source", "collection_of", "read", "settings_beside"]
+__all__ = ["CONCURRENT", "MongoDBOptions", "Source", "URLOptions", "collection_of", "read", "settings_beside"]
 
 CONCURRENT = 8
 """Writes of one batch that are under way at the same time."""
@@ -49,14 +49,12 @@ _RENAMED = {
 
 @dataclass(frozen=True, kw_only=True)
 class MongoDBOptions(LegacyOptions):
-    """Our own parameters of `mongodb://`; all others are MongoDB's."""
+    """How sessions are kept in a MongoDB, whatever its client."""
 
     collection: str = "sessions"
     """The collection of the sessions: letters, digits and underscores, at most 64, no digit first."""
     timeout: float = 2.0
     """Seconds within which each call answers or raises `StorageUnavailable`."""
-    pool_size: int | None = None
-    """How many connections to one server are opened at most; another name of `maxPoolSize`, which is 100 by default."""
     migrate_collection: str = "sessions"
     """The collection of the sessions that are taken over; it may be the same."""
 
@@ -64,6 +62,17 @@ class MongoDBOptions(LegacyOptions):
         identifier("collection", self.collection)
         identifier("migrate_collection", self.migrate_collection)
         positive("timeout", self.timeout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class URLOptions(MongoDBOptions):
+    """Our own parameters of `mongodb://`; all others are MongoDB's."""
+
+    pool_size: int | None = None
+    """How many connections to one server are opened at most; another name of `maxPoolSize`, which is 100 by default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pool_size is not None:
             positive("pool_size", self.pool_size)
 
@@ -94,15 +103,15 @@ class _Pool(Pool):
             raise
 
 
-def read(url: StorageURL) -> tuple[Source, str, MongoDBOptions]:
-    """Return how to make the client that a URL describes, the name of its database, and our own parameters.
+def read(url: StorageURL) -> tuple[Source, MongoDBOptions, str]:
+    """Return how to make the client that a URL describes, how sessions are kept there, and in which database.
 
     Raises:
         ConfigError: PyMongo does not take the URL, or it allows what sessions do not.
     """
-    own = [field.name for field in dataclasses.fields(MongoDBOptions)]
+    own = [field.name for field in dataclasses.fields(URLOptions)]
     mine = dataclasses.replace(url, query=tuple(pair for pair in url.query if pair[0] in own))
-    options = mine.options(MongoDBOptions)
+    options = mine.options(URLOptions)
     address, _, query = url.text.partition("://")[2].partition("?")
     parts = [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in own]
     scheme = "mongodb+srv" if url.scheme == "mongodb+srv" else "mongodb"
@@ -110,7 +119,7 @@ def read(url: StorageURL) -> tuple[Source, str, MongoDBOptions]:
     given = _given(url, parts, own)
     database = _parsed(url, text, given)["database"] or "sessions"
     make = partial(AsyncMongoClient, _pool_class=_Pool) if url.scheme == "mongodb+pymongo" else _motor_client(url)
-    return Source(partial(make, text, **settings_beside(given, options)), _shown(url)), database, options
+    return Source(partial(make, text, **settings_beside(given, options)), _shown(url)), options, database
 
 
 def _given(url: StorageURL, parts: Sequence[str], own: Sequence[str]) -> dict[str, Any]:
@@ -185,7 +194,7 @@ def _shown(url: StorageURL) -> str:
     return str(dataclasses.replace(url, user=None, password=None, query=()))
 
 
-def settings_beside(given: dict[str, Any], options: MongoDBOptions) -> dict[str, Any]:
+def settings_beside(given: dict[str, Any], options: URLOptions) -> dict[str, Any]:
     """Give what the URL leaves open: PyMongo by default waits 30 s for a server, and for a connection for ever."""
     milliseconds = max(1, round(options.timeout * 1000))
     bounds = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS", "waitQueueTimeoutMS")

@@ -18,7 +18,6 @@ from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
 
 from .._log import logger
-from .._takeover.legacy import Legacy
 from ..errors import ConfigError, SessionTooLarge
 from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome
 from ._mongodb_url import CONCURRENT, MongoDBOptions, Source, collection_of, read
@@ -53,30 +52,18 @@ class MongoDBStorage(Storage):
 
     Args:
         client: an asyncio client of either, or a collection of one; it is not closed.
+        options: the collection, unless one was given; how long a call may take, and whose sessions are taken over. The
+            collection's TTL index is made where it is missing.
         database: its name, unless a collection was given.
-        collection: likewise; its TTL index is made where it is missing.
-        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
-        former: whose sessions are taken over, as `migrate=` in a URL says.
-        former_collection: where those are.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: another client, one that hides what became of a write, or options that do not go together.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        *,
-        database: str = "sessions",
-        collection: str = "sessions",
-        timeout: float = 2.0,
-        legacy: Legacy | None = None,
-        former_collection: str = "sessions",
-    ) -> None:
-        options = MongoDBOptions(collection=collection, timeout=timeout)
-        self.timeout = options.timeout
-        self.legacy, self._former_name = legacy, former_collection
-        self._database, self._name = database, options.collection
+    def __init__(self, client: Any, options: MongoDBOptions | None = None, *, database: str = "sessions") -> None:
+        self._options = options = options or MongoDBOptions()
+        self._database = database
+        self.timeout, self.legacy = options.timeout, options.legacy()
         self._source = client if isinstance(client, Source) else None
         self._client: Any = None
         self._collection: Any = None
@@ -88,15 +75,8 @@ class MongoDBStorage(Storage):
     @classmethod
     def from_url(cls, url: StorageURL) -> Self:
         """Read `mongodb://user:password@host/database?collection=&timeout=&pool_size=`, and MongoDB's parameters."""
-        source, database, options = read(url)
-        return cls(
-            source,
-            database=database,
-            collection=options.collection,
-            timeout=options.timeout,
-            legacy=options.legacy(),
-            former_collection=options.migrate_collection,
-        )
+        source, options, database = read(url)
+        return cls(source, options, database=database)
 
     def __repr__(self) -> str:
         if self._source is not None:
@@ -165,7 +145,7 @@ class MongoDBStorage(Storage):
             await self._twice(partial(legacy.delete_one, {"_id": key.encode()}))
 
     def _former_collection(self) -> Any:
-        collection = self._collection.database.get_collection(self._former_name)
+        collection = self._collection.database.get_collection(self._options.migrate_collection)
         return collection.with_options(
             codec_options=CodecOptions(),
             read_preference=ReadPreference.PRIMARY,
@@ -193,7 +173,7 @@ class MongoDBStorage(Storage):
             await asyncio.wait(calls)
 
     def _use(self, client: Any) -> None:
-        collection = collection_of(client, self._database, self._name)
+        collection = collection_of(client, self._database, self._options.collection)
         if not collection.write_concern.acknowledged:
             raise ConfigError("w=0 hides what became of a write; use w='majority'")
         self._client = client

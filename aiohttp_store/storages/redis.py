@@ -12,7 +12,6 @@ from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
 from .._log import log_once, logger
-from .._takeover.legacy import Legacy
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ._redis_connections import Connections, LostError
@@ -60,22 +59,13 @@ class RedisStorage(Storage):
 
     Args:
         client: a `redis.asyncio.Redis` without `decode_responses`; it is used as it is, and not closed.
-        prefix: what each key begins with.
-        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
-        former: whose sessions are taken over, as `migrate=` in a URL says.
+        options: the keys, how long a call may take, and whose sessions are taken over.
 
     Raises:
-        ConfigError: another client, or a value that cannot work.
+        ConfigError: another client, or options that do not go together.
     """
 
-    def __init__(
-        self,
-        client: Redis | Connections,
-        *,
-        prefix: str = "session:",
-        timeout: float = 2.0,
-        legacy: Legacy | None = None,
-    ) -> None:
+    def __init__(self, client: Redis | Connections, options: RedisOptions | None = None) -> None:
         if isinstance(client, Redis) and not isinstance(client, Pipeline):
             if client.get_encoder().decode_responses:  # type: ignore[no-untyped-call]
                 raise ConfigError("the Redis client has decode_responses=True, but sessions are bytes; make it without")
@@ -87,9 +77,8 @@ class RedisStorage(Storage):
         else:
             given = f"{type(client).__module__}.{type(client).__qualname__}"
             raise ConfigError(f"RedisStorage takes a redis.asyncio.Redis, and was given a {given}")
-        options = RedisOptions(prefix=prefix, timeout=timeout)
-        self.prefix, self.timeout = options.prefix, options.timeout
-        self.legacy = legacy
+        options = options or RedisOptions()
+        self.prefix, self.timeout, self.legacy = options.prefix, options.timeout, options.legacy()
         self._client = client
         self._name = name
 
@@ -100,8 +89,7 @@ class RedisStorage(Storage):
         `redis+unix:///path.sock?db=0&…`, and `redis+sentinel://user:password@host:port,host:port/service/db?…`,
         where the hosts are the sentinels.
         """
-        connections, options = read(url)
-        return cls(connections, prefix=options.prefix, timeout=options.timeout, legacy=options.legacy())
+        return cls(*read(url))
 
     def __repr__(self) -> str:
         return f"<RedisStorage {self._name}>"

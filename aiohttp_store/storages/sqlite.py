@@ -59,17 +59,13 @@ class SQLiteStorage(Storage):
 
     Args:
         path: of the file.
-        table: its name, of letters, digits and underscores.
-        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
-
-    Raises:
-        ConfigError: a value that cannot work.
+        options: the table, and how long a call may take.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, table: str = "sessions", timeout: float = 2.0) -> None:
-        options = SQLiteOptions(table=table, timeout=timeout)
+    def __init__(self, path: str | os.PathLike[str], options: SQLiteOptions | None = None) -> None:
+        options = options or SQLiteOptions()
         self.path = Path(path).absolute()
-        self.table = options.table
+        self.table = table = options.table
         self.timeout = options.timeout
         self.clock = time.time
         self._reader: Lane | None = None
@@ -96,8 +92,7 @@ class SQLiteStorage(Storage):
             raise ConfigError(f"{url} names no file; write sqlite:///file.db, or memory:// to keep nothing")
         if "\0" in path:
             raise ConfigError(f"the path {path!r} holds a NUL; write sqlite:///file.db")
-        options = url.options(SQLiteOptions)
-        return cls(path, table=options.table, timeout=options.timeout)
+        return cls(path, url.options(SQLiteOptions))
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage of {self.path}, table {self.table!r}>"

@@ -28,7 +28,7 @@ from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.codec import MAX_DEPTH
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE
 from aiohttp_store.storages import _EXTRAS, SCHEMES
-from aiohttp_store.storages._mongodb_url import MongoDBOptions, settings_beside
+from aiohttp_store.storages._mongodb_url import URLOptions, settings_beside
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import AiohttpClient, Servers
@@ -206,6 +206,6 @@ def test_what_mongodbs_driver_is_told_is_documented() -> None:
     told = {name.strip("`"): value.strip("`") for name, value, _ in rows}
     settings = {
         name: "timeout" if value == 7000 else str(value)
-        for name, value in settings_beside({}, MongoDBOptions(timeout=7)).items()
+        for name, value in settings_beside({}, URLOptions(timeout=7)).items()
     }
     assert told == {name: value.replace("True", "true") for name, value in settings.items()}
