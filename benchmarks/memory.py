@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from aiohttp_store.storage import Saved, Write
-from aiohttp_store.storages.memory import MemoryStorage
+from aiohttp_store.storages.memory import MemoryOptions, MemoryStorage
 
 from . import ROOT
 from .apps import DATA
@@ -72,7 +72,7 @@ def _microseconds(operation: Callable[[Any], object], arguments: Callable[[], li
 
 
 def _cost(size: int) -> Cost:
-    storage = MemoryStorage(max_sessions=size)
+    storage = MemoryStorage(MemoryOptions(max_sessions=size))
     before = _resident()
     for number in range(size):
         storage.save_now([Write(_key(number), None, _data(number), _A_DAY)])

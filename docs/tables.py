@@ -25,7 +25,7 @@ from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._log import THROTTLE
 from aiohttp_store._takeover.legacy import LegacyOptions
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MIN_SECRET
-from aiohttp_store.storages import memcached, memory, mongodb, mysql, redis, sqlite
+from aiohttp_store.storages import _mongodb_url, _redis_url, memcached, memory, mysql, sqlite
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(aiohttp_store.__file__).parent
@@ -38,13 +38,13 @@ Row = tuple[str, ...]
 # Parameters of the storages.
 
 PARAMETERS: dict[str, tuple[type[Any], ...]] = {
-    "memory": (memory.Options,),
-    "sqlite": (sqlite.Options,),
+    "memory": (memory.MemoryOptions,),
+    "sqlite": (sqlite.SQLiteOptions,),
     "cookie": (cookie_manager.CookieOptions,),
-    "redis": (redis.TCPOptions, redis.UnixOptions),
-    "redis-sentinel": (redis.SentinelOptions,),
+    "redis": (_redis_url.RedisClusterOptions, _redis_url.TCPOptions, _redis_url.UnixOptions),
+    "redis-sentinel": (_redis_url.SentinelOptions,),
     "memcached": (memcached.MemcachedURLOptions,),
-    "mongodb": (mongodb.Options,),
+    "mongodb": (_mongodb_url.URLOptions,),
     "mysql": (mysql.MySQLURLOptions,),
     "migrate": (LegacyOptions,),
 }

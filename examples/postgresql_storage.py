@@ -15,8 +15,8 @@ import asyncpg  # type: ignore[import-untyped]
 from aiohttp import web
 
 import aiohttp_store
-from aiohttp_store import Conflict, Gone, Outcome, Record, Saved, SessionTooLarge, StorageUnavailable, Write
-from aiohttp_store.storage import new_version
+from aiohttp_store import Outcome, Record, Saved, SessionTooLarge, StorageUnavailable, Write
+from aiohttp_store.storage import new_version, outcome
 from aiohttp_store.url import TLSOptions, identifier, positive
 
 LARGEST = 16 << 20  # PostgreSQL takes 1 GiB, but no visitor waits for that
@@ -111,15 +111,10 @@ class PostgreSQLStorage(aiohttp_store.Storage):
                 outcomes |= {key: Saved(drafts.pop(key)[1]) for (key,) in won}
                 there = await self._select(list(drafts)) if drafts else {}
                 for key, (write, version) in list(drafts.items()):
-                    if key in there:
-                        outcomes[key] = Saved(version) if there[key].version == version else Conflict(there[key])
-                    elif write.expected is not None:
-                        outcomes[key] = Gone()
-                    elif write.data is None:
-                        outcomes[key] = Saved(b"")
-                    else:
-                        continue  # what was in the way of this create has gone since
-                    del drafts[key]
+                    why = outcome(write, version, there.get(key))
+                    if why is not None:  # or what was in the way of this create has gone since: it is sent again
+                        outcomes[key] = why
+                        del drafts[key]
         return [outcomes[write.key] for write in writes]
 
     async def delete(self, keys: Sequence[str]) -> None:

@@ -99,10 +99,10 @@ class Connections:
         try:
             await connection.connect()
             await self._check(connection)
-            return _Link(connection, connection._writer.transport)
+            return _Link(connection, connection._writer.transport)  # noqa: SLF001  (redis-py has no other way)
         except BaseException:
             if connection.is_connected:
-                _abort(_Link(connection, connection._writer.transport))
+                _abort(_Link(connection, connection._writer.transport))  # noqa: SLF001  (redis-py has no other way)
             raise
 
     async def _check(self, connection: Any) -> None:
@@ -293,7 +293,7 @@ async def _is_alive(link: _Link) -> bool:
 
     redis-py's own check sees no reset, and before version 8 it raises at an end.
     """
-    if link.transport.is_closing() or link.connection._reader.at_eof():
+    if link.transport.is_closing() or link.connection._reader.at_eof():  # noqa: SLF001  (redis-py has no other way)
         return False
     try:
         return not await _can_read(link.connection)
@@ -307,4 +307,5 @@ def _abort(link: _Link) -> None:
     redis-py only closes: the socket then stays until the peer has read what is unsent, and answered TLS's goodbye.
     """
     link.transport.abort()
-    link.connection._reader = link.connection._writer = None  # as it would, or it warns that it was not disconnected
+    connection = link.connection
+    connection._reader = connection._writer = None  # noqa: SLF001  (as it would, or it warns of a connection left open)

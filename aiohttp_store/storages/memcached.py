@@ -68,8 +68,8 @@ def _record(found: Found) -> Record | None:
 
 
 def _node_of(client: aiomcache.Client) -> Node:
-    pool = client._pool  # aiomcache shows none of these
-    return Node(pool._host, pool._port, pool._maxsize, pool.conn_args)
+    pool = client._pool  # aiomcache shows none of these  # noqa: SLF001  (aiomcache has no other way)
+    return Node(pool._host, pool._port, pool._maxsize, pool.conn_args)  # noqa: SLF001  (aiomcache has no other way)
 
 
 class _Change:

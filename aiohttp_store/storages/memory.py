@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
 from ..url import StorageURL, positive
 
-__all__ = ["MemoryStorage"]
+__all__ = ["MemoryOptions", "MemoryStorage"]
 
 _PART = 2048
 """Sessions in one of the dictionaries: none is walked through, grows or shrinks in more than a millisecond or so."""
@@ -28,7 +28,7 @@ tuples, which would take it a third of a second at a million sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class MemoryOptions:
     """The parameters of `memory://`."""
 
     max_sessions: int = 100_000
@@ -42,14 +42,11 @@ class MemoryStorage(Storage):
     """Sessions of this process only, gone when it ends.
 
     Args:
-        max_sessions: how many are held at most; one of those that were written longest ago gives way to a new one.
-
-    Raises:
-        ConfigError: a value that cannot work.
+        options: how many sessions are held.
     """
 
-    def __init__(self, *, max_sessions: int = 100_000) -> None:
-        self.max_sessions = Options(max_sessions=max_sessions).max_sessions
+    def __init__(self, options: MemoryOptions | None = None) -> None:
+        self.max_sessions = max_sessions = (options or MemoryOptions()).max_sessions
         self.clock = time.monotonic
         self._count = min(-(-max_sessions // _PART), _MOST_PARTS)
         self._room = max_sessions // self._count  # keys spread evenly over the parts
@@ -63,7 +60,7 @@ class MemoryStorage(Storage):
             raise ConfigError(
                 f"{url} has parts that memory:// does not use; write memory:// or memory://?max_sessions=…"
             )
-        return cls(max_sessions=url.options(Options).max_sessions)
+        return cls(url.options(MemoryOptions))
 
     def __repr__(self) -> str:
         return f"<MemoryStorage of {sum(map(len, self._parts))} sessions>"

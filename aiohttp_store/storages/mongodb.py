@@ -6,60 +6,34 @@ A document is `_id`, the key; `v`, the version; `d`, the data; `e`, the date fro
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import logging
-import sys
-import warnings
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
-from urllib.parse import quote_plus, unquote_plus
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import bson
 import pymongo
 from bson.codec_options import CodecOptions
-from pymongo import AsyncMongoClient, ReadPreference, uri_parser_shared
-from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.asynchronous.pool import Pool
-from pymongo.common import URI_OPTIONS_VALIDATOR_MAP
+from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
-from pymongo.monitoring import ConnectionClosedReason
-from pymongo.uri_parser import parse_uri, split_options
 
-from .._takeover.legacy import Legacy, LegacyOptions
+from .._log import logger
 from ..errors import ConfigError, SessionTooLarge
-from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
-from ..url import identifier, is_secret, nearest, positive
+from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome
+from ._mongodb_url import CONCURRENT, MongoDBOptions, Source, collection_of, read
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ..url import StorageURL
 
-__all__ = ["MongoDBStorage"]
+__all__ = ["MongoDBOptions", "MongoDBStorage"]
 
 T = TypeVar("T")
 
-_log = logging.getLogger("aiohttp_store")
-
 _LIMIT = 16 * 1024 * 1024
 _FRAME = len(bson.encode({"_id": b"k" * 43, "v": b"8 random", "d": b"", "e": datetime.now(UTC)}))
-_CONCURRENT = 8
 _INDEX_AGAIN = 1.0
-
-_SPELLED = {name.lower(): name for name in getattr(uri_parser_shared, "URI_OPTIONS", ())}
-"""MongoDB's parameters as its manual writes them; older releases of PyMongo list them in lower case only."""
-_OBJECTS = {"driver", "server_api"}  # PyMongo lists them, but takes them as arguments only
-_OF_SECONDARIES = {"readpreference": "primary", "readpreferencetags": [{}], "maxstalenessseconds": -1}
-_RENAMED = {
-    "j": "journal",
-    "wtimeout": "wTimeoutMS",
-    "ssl_ca_certs": "tlsCAFile",
-    "ssl_certfile": "tlsCertificateKeyFile",
-}
-"""What MongoDB's or PyMongo's manual once called them, and what is not like the name of today."""
 
 # $cond, because $and promises no order and $toLong fails on foreign types. Compared as numbers, because
 # not every server that speaks MongoDB's protocol compares a stored date with $$NOW rightly.
@@ -73,83 +47,24 @@ _LIVE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(LegacyOptions):
-    """Our own parameters of `mongodb://`; all others are MongoDB's."""
-
-    collection: str = "sessions"
-    """The collection of the sessions: letters, digits and underscores, at most 64, no digit first."""
-    timeout: float = 2.0
-    """Seconds within which each call answers or raises `StorageUnavailable`."""
-    pool_size: int | None = None
-    """How many connections to one server are opened at most; another name of `maxPoolSize`, which is 100 by default."""
-    migrate_collection: str = "sessions"
-    """The collection of the sessions that are taken over; it may be the same."""
-
-    def __post_init__(self) -> None:
-        identifier("collection", self.collection)
-        identifier("migrate_collection", self.migrate_collection)
-        positive("timeout", self.timeout)
-        if self.pool_size is not None:
-            positive("pool_size", self.pool_size)
-
-
-class _Source(NamedTuple):
-    """How `open` makes a client of our own, and what `repr` says of it."""
-
-    connect: Callable[[], Any]
-    shown: str
-
-
-class _Pool(Pool):
-    """PyMongo's pool, where a `connect` that is cancelled closes its socket.
-
-    The driver's own leaves it to the garbage collector, and its client cancels its monitors when it is closed.
-    """
-
-    async def connect(self, handler: Any = None) -> Any:
-        connecting = asyncio.ensure_future(super().connect(handler))
-        try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            while not connecting.done():  # it has its connectTimeoutMS
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait({connecting})
-            if connecting.exception() is None:
-                await connecting.result().close_conn(ConnectionClosedReason.POOL_CLOSED)
-            raise
-
-
 class MongoDBStorage(Storage):
     """Sessions in a collection of MongoDB, through motor or PyMongo's asyncio client.
 
     Args:
         client: an asyncio client of either, or a collection of one; it is not closed.
+        options: the collection, unless one was given; how long a call may take, and whose sessions are taken over. The
+            collection's TTL index is made where it is missing.
         database: its name, unless a collection was given.
-        collection: likewise; its TTL index is made where it is missing.
-        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
-        former: whose sessions are taken over, as `migrate=` in a URL says.
-        former_collection: where those are.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: another client, one that hides what became of a write, or options that do not go together.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        *,
-        database: str = "sessions",
-        collection: str = "sessions",
-        timeout: float = 2.0,
-        legacy: Legacy | None = None,
-        former_collection: str = "sessions",
-    ) -> None:
-        options = Options(collection=collection, timeout=timeout)
-        self.timeout = options.timeout
-        self.legacy, self._former_name = legacy, former_collection
-        self._database, self._name = database, options.collection
-        self._source = client if isinstance(client, _Source) else None
+    def __init__(self, client: Any, options: MongoDBOptions | None = None, *, database: str = "sessions") -> None:
+        self._options = options = options or MongoDBOptions()
+        self._database = database
+        self.timeout, self.legacy = options.timeout, options.legacy()
+        self._source = client if isinstance(client, Source) else None
         self._client: Any = None
         self._collection: Any = None
         self._indexing: asyncio.Task[None] | None = None
@@ -160,25 +75,8 @@ class MongoDBStorage(Storage):
     @classmethod
     def from_url(cls, url: StorageURL) -> Self:
         """Read `mongodb://user:password@host/database?collection=&timeout=&pool_size=`, and MongoDB's parameters."""
-        own = [field.name for field in dataclasses.fields(Options)]
-        options = dataclasses.replace(url, query=tuple(pair for pair in url.query if pair[0] in own)).options(Options)
-        address, _, query = url.text.partition("://")[2].partition("?")
-        parts = [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) not in own]
-        scheme = "mongodb+srv" if url.scheme == "mongodb+srv" else "mongodb"
-        text = f"{scheme}://{address}" + (("" if "/" in address else "/") + "?" + "&".join(parts) if parts else "")
-        given = _given(url, parts, own)
-        parsed = _parsed(url, text, given)
-        settings = _settings(given, options)
-        make = partial(AsyncMongoClient, _pool_class=_Pool) if url.scheme == "mongodb+pymongo" else _motor_client(url)
-        source = _Source(partial(make, text, **settings), _shown(url))
-        return cls(
-            source,
-            database=parsed["database"] or "sessions",
-            collection=options.collection,
-            timeout=options.timeout,
-            legacy=options.legacy(),
-            former_collection=options.migrate_collection,
-        )
+        source, options, database = read(url)
+        return cls(source, options, database=database)
 
     def __repr__(self) -> str:
         if self._source is not None:
@@ -217,9 +115,13 @@ class MongoDBStorage(Storage):
                 lost = [write for write in pending if write.key not in done]
                 found = await self._find([write.key for write in lost]) if lost else {}
                 outcomes.update((key, Saved(versions[key])) for key in done)
-                outcomes.update((write.key, _why(write, versions[write.key], found.get(write.key))) for write in lost)
-                # What it lost against has vanished since: a create is due again.
-                pending = [write for write in lost if write.expected is None and outcomes[write.key] == Gone()]
+                pending = []
+                for write in lost:
+                    why = outcome(write, versions[write.key], found.get(write.key))
+                    if why is None:
+                        pending.append(write)
+                    else:
+                        outcomes[write.key] = why
         return [outcomes[write.key] for write in writes]
 
     async def delete(self, keys: Sequence[str]) -> None:
@@ -243,7 +145,7 @@ class MongoDBStorage(Storage):
             await self._twice(partial(legacy.delete_one, {"_id": key.encode()}))
 
     def _former_collection(self) -> Any:
-        collection = self._collection.database.get_collection(self._former_name)
+        collection = self._collection.database.get_collection(self._options.migrate_collection)
         return collection.with_options(
             codec_options=CodecOptions(),
             read_preference=ReadPreference.PRIMARY,
@@ -271,17 +173,7 @@ class MongoDBStorage(Storage):
             await asyncio.wait(calls)
 
     def _use(self, client: Any) -> None:
-        motor = sys.modules.get("motor.motor_asyncio")
-        clients: Any = (AsyncMongoClient, *((motor.AsyncIOMotorClient,) if motor else ()))
-        collections: Any = (AsyncCollection, *((motor.AsyncIOMotorCollection,) if motor else ()))
-        collection: Any = client
-        if isinstance(client, clients):
-            collection = client.get_database(self._database).get_collection(self._name)
-        elif not isinstance(client, collections):
-            raise ConfigError(
-                f"a {type(client).__name__} is no MongoDB client for asyncio; give an AsyncMongoClient of pymongo, "
-                "an AsyncIOMotorClient of motor, or a collection of either"
-            )
+        collection = collection_of(client, self._database, self._options.collection)
         if not collection.write_concern.acknowledged:
             raise ConfigError("w=0 hides what became of a write; use w='majority'")
         self._client = client
@@ -335,7 +227,7 @@ class MongoDBStorage(Storage):
         else:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(_CONCURRENT, len(writes))):
+                    for _ in range(min(CONCURRENT, len(writes))):
                         group.create_task(work())
             except ExceptionGroup as failed:
                 raise failed.exceptions[0] from None
@@ -374,112 +266,7 @@ class MongoDBStorage(Storage):
             except AutoReconnect:
                 await asyncio.sleep(_INDEX_AGAIN)
             except PyMongoError as error:
-                _log.warning("%r has no TTL index, so expired sessions stay on its disk: %s", self, error)
+                logger.warning("%r has no TTL index, so expired sessions stay on its disk: %s", self, error)
                 return
             else:
                 return
-
-
-def _why(write: Write, version: bytes, found: Record | None) -> Outcome:
-    if found is None:
-        return Saved(b"") if write.expected is None and write.data is None else Gone()
-    return Saved(version) if found.version == version else Conflict(found)
-
-
-def _given(url: StorageURL, parts: Sequence[str], own: Sequence[str]) -> dict[str, Any]:
-    """Return the values of MongoDB's parameters by their names in lower case.
-
-    Names are checked here, and values one by one, because PyMongo knows nothing of our own parameters, and what it
-    says of a wrong one names neither the parameter nor the value in every release.
-    """
-    known = {name: _SPELLED.get(name, name) for name in URI_OPTIONS_VALIDATOR_MAP.keys() - _OBJECTS}
-    seen: set[str] = set()
-    for part in parts:
-        name, sign, value = part.partition("=")
-        if name.lower() not in known:
-            meant = nearest(_RENAMED.get(name.lower(), name), [*own, *known.values()])
-            raise ConfigError(
-                f"{url.scheme}:// has no parameter {name!r}{meant}; "
-                f"its own are {', '.join(sorted(own))}, and all others are MongoDB's"
-            )
-        if not sign:
-            raise ConfigError(f"the parameter {name!r} has no value; write {name}=value")
-        if name.lower() in seen:
-            raise ConfigError(f"the parameter {name!r} is given twice in {url}")
-        seen.add(name.lower())
-        text = unquote_plus(value)
-        with _named(f"{name}={'***' if is_secret(name) else repr(text)}", *((text, value) if is_secret(name) else ())):
-            split_options(part, normalize=False)
-    with _named(_shown(url)):  # parameters that exclude each other
-        return dict(split_options("&".join(parts), normalize=False)) if parts else {}
-
-
-def _parsed(url: StorageURL, text: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return PyMongo's reading of the whole URL, after a look at what it allows and sessions do not."""
-    # PyMongo looks SRV records up while it parses: a look-up has its time in `open`.
-    is_srv = url.scheme == "mongodb+srv"
-    with _named(_shown(url), url.password, quote_plus(url.password or "")):
-        parsed = parse_uri(f"mongodb{text.partition('?')[0].removeprefix('mongodb+srv')}" if is_srv else text)
-    refused = {
-        "it takes one host, without a port": is_srv and (len(url.hosts) != 1 or url.hosts[0].port is not None),
-        "the path names the database only; name the collection with collection=": parsed["collection"],
-        "w=0 hides what became of a write; leave it out for w=majority": given.get("w") == 0,
-        "readPreference must be primary, without readPreferenceTags and maxStalenessSeconds: "
-        "a secondary may still show a session that was ended": any(
-            given.get(name, value) != value for name, value in _OF_SECONDARIES.items()
-        ),
-        "pool_size= is another name of maxPoolSize=; give one": (
-            "maxpoolsize" in given and "pool_size" in dict(url.query)
-        ),
-    }
-    for why, is_so in refused.items():
-        if is_so:
-            raise ConfigError(f"{url.scheme}:// cannot be used so: {why}")
-    return parsed
-
-
-@contextmanager
-def _named(what: str, *secrets: str | None) -> Iterator[None]:
-    """Raise what PyMongo has against a part of the URL as a `ConfigError` that names the part, and no secret."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # a compressor that is not installed
-            yield
-    except (PyMongoError, OSError, ValueError, TypeError, KeyError, UserWarning) as error:
-        complaint = str(error)
-    else:
-        return
-    for secret in filter(None, secrets):
-        complaint = complaint.replace(secret, "***")
-    raise ConfigError(f"{what} cannot be used: {complaint}")
-
-
-def _shown(url: StorageURL) -> str:
-    return str(dataclasses.replace(url, user=None, password=None, query=()))
-
-
-def _settings(given: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Give what the URL leaves open: PyMongo by default waits 30 s for a server, and for a connection for ever."""
-    milliseconds = max(1, round(options.timeout * 1000))
-    bounds = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS", "waitQueueTimeoutMS")
-    settings: dict[str, Any] = dict.fromkeys(bounds, milliseconds)
-    # With PyMongo's 2, one lost connection fails all calls that are waiting to connect, and costs 1.5 s, not 0.5 s.
-    settings["maxConnecting"] = 2 * _CONCURRENT
-    # With PyMongo's 10 s, a server that refused a login, as while a password is changed, is left alone for so long.
-    settings["heartbeatFrequencyMS"] = 500
-    if not {"w", "journal", "fsync"} & given.keys():
-        settings.update(w="majority", journal=True)  # without the journal, a server that dies forgets its last 0.1 s
-    if options.pool_size is not None:
-        settings["maxPoolSize"] = options.pool_size
-    return {name: value for name, value in settings.items() if name.lower() not in given}
-
-
-def _motor_client(url: StorageURL) -> Any:
-    try:
-        from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415  (PyMongo alone suffices for mongodb+pymongo)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{url.scheme}:// needs the package 'motor'; install it with: pip install 'aiohttp_store[mongodb]', "
-            "or write mongodb+pymongo://"
-        ) from error
-    return AsyncIOMotorClient

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from redis._parsers.helpers import parse_info
-from redis.asyncio import Redis, UnixDomainSocketConnection
+from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
 from .._log import log_once, logger
-from .._takeover.legacy import Legacy, LegacyOptions
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
 from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
-from ..url import TLSOptions, positive
-from ._redis_connections import Connections, LostError, SentinelConnections
+from ._redis_connections import Connections, LostError
+from ._redis_url import RedisOptions, read
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ..url import StorageURL
 
-__all__ = ["RedisStorage"]
+__all__ = ["RedisOptions", "RedisStorage"]
 
 _REMOVED = b"-"  # stands for the version that a removal left, which no value has; '' in the script is "none expected"
 _LARGEST = 512 << 20  # of a string, by the server's proto-max-bulk-len
@@ -57,78 +54,18 @@ return failed or replies
 SAVE_SHA = hashlib.sha1(SAVE.encode(), usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Common:
-    prefix: str = "session:"
-    """What each key begins with; apps that share a database need different ones."""
-    timeout: float = 2.0
-    """Seconds within which each call answers or raises `StorageUnavailable`."""
-    pool_size: int = 16
-    """How many connections to a server are opened at most; further calls wait for a free one."""
-    replicas: int = 0
-    """How many replicas must have a change before it counts as made (`WAIT`)."""
-
-    def __post_init__(self) -> None:
-        positive("timeout", self.timeout)
-        positive("pool_size", self.pool_size)
-        if self.replicas < 0:
-            raise ConfigError(f"replicas={self.replicas} is no number of replicas; write 0, 1, …")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(_Common, TLSOptions):
-    """The parameters of `redis+cluster://`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TCPOptions(Options, LegacyOptions):
-    """The parameters of `redis://`, `rediss://` and `valkey://`; `rediss://` implies `tls`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SentinelOptions(TCPOptions):
-    """The parameters of `redis+sentinel://`; `tls` is for the sentinels as well."""
-
-    sentinel_user: str | None = None
-    """The user who logs in to the sentinels; the one of the URL logs in to the server."""
-    sentinel_password: str | None = None
-    """The password for the sentinels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnixOptions(_Common, LegacyOptions):
-    """The parameters of `redis+unix://`."""
-
-    db: int = 0
-    """The number of the database, of `redis+unix://` only; other URLs have it in their path."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.db < 0:
-            raise ConfigError(f"db={self.db} is not the number of a database; write 0, 1, …")
-
-
 class RedisStorage(Storage):
     """Sessions in Redis or Valkey: one string per session, its version first, expired by the server.
 
     Args:
         client: a `redis.asyncio.Redis` without `decode_responses`; it is used as it is, and not closed.
-        prefix: what each key begins with.
-        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
-        former: whose sessions are taken over, as `migrate=` in a URL says.
+        options: the keys, how long a call may take, and whose sessions are taken over.
 
     Raises:
-        ConfigError: another client, or a value that cannot work.
+        ConfigError: another client, or options that do not go together.
     """
 
-    def __init__(
-        self,
-        client: Redis | Connections,
-        *,
-        prefix: str = "session:",
-        timeout: float = 2.0,
-        legacy: Legacy | None = None,
-    ) -> None:
+    def __init__(self, client: Redis | Connections, options: RedisOptions | None = None) -> None:
         if isinstance(client, Redis) and not isinstance(client, Pipeline):
             if client.get_encoder().decode_responses:  # type: ignore[no-untyped-call]
                 raise ConfigError("the Redis client has decode_responses=True, but sessions are bytes; make it without")
@@ -140,9 +77,8 @@ class RedisStorage(Storage):
         else:
             given = f"{type(client).__module__}.{type(client).__qualname__}"
             raise ConfigError(f"RedisStorage takes a redis.asyncio.Redis, and was given a {given}")
-        options = _Common(prefix=prefix, timeout=timeout)
-        self.prefix, self.timeout = options.prefix, options.timeout
-        self.legacy = legacy
+        options = options or RedisOptions()
+        self.prefix, self.timeout, self.legacy = options.prefix, options.timeout, options.legacy()
         self._client = client
         self._name = name
 
@@ -153,8 +89,7 @@ class RedisStorage(Storage):
         `redis+unix:///path.sock?db=0&…`, and `redis+sentinel://user:password@host:port,host:port/service/db?…`,
         where the hosts are the sentinels.
         """
-        connections, options = _WAYS.get(url.scheme, _by_tcp)(url)
-        return cls(connections, prefix=options.prefix, timeout=options.timeout, legacy=options.legacy())
+        return cls(*read(url))
 
     def __repr__(self) -> str:
         return f"<RedisStorage {self._name}>"
@@ -283,70 +218,3 @@ async def warn_of_eviction(storage: Storage, execute: Callable[..., Awaitable[An
             storage,
             policy,
         )
-
-
-def _by_tcp(url: StorageURL) -> tuple[Connections, TCPOptions]:
-    options = url.options(TCPOptions)
-    if url.scheme == "rediss":
-        if not options.tls and any(name == "tls" for name, _ in url.query):
-            raise ConfigError(f"{url} turns off what rediss:// stands for; write redis:// or leave tls= out")
-        options = dataclasses.replace(options, tls=True)
-    host = url.host(6379)
-    place: dict[str, Any] = {"host": host.name, "port": host.port, "db": _database(url, url.path.strip("/"))}
-    return Connections(options.pool_size, options.context(), **_common(url, options), **place), options
-
-
-def _by_unix(url: StorageURL) -> tuple[Connections, UnixOptions]:
-    if url.hosts or not url.path.strip("/"):
-        raise ConfigError(f"{url} must name a socket and no host; write redis+unix:///path.sock?db=0")
-    options = url.options(UnixOptions)
-    place: dict[str, Any] = {"path": url.path, "db": options.db}
-    return Connections(options.pool_size, kind=UnixDomainSocketConnection, **_common(url, options), **place), options
-
-
-def _by_sentinels(url: StorageURL) -> tuple[Connections, SentinelOptions]:
-    options = url.options(SentinelOptions)
-    service, _, number = url.path.strip("/").partition("/")
-    if not service:
-        raise ConfigError(f"{url} must name a service; write redis+sentinel://host:26379,host:26379/service/0")
-    context = options.context()
-    settings: dict[str, Any] = {"username": options.sentinel_user, "password": options.sentinel_password}
-    if context is not None:
-        settings |= {
-            "ssl": True,
-            "ssl_ca_certs": options.tls_ca,
-            "ssl_certfile": options.tls_cert,
-            "ssl_keyfile": options.tls_key or options.tls_cert,
-        }
-    connections = SentinelConnections(
-        url.several_hosts(26379),
-        service,
-        options.pool_size,
-        context,
-        sentinel_settings=settings,
-        **_common(url, options),
-        db=_database(url, number),
-    )
-    return connections, options
-
-
-_WAYS: dict[str, Callable[[StorageURL], tuple[Connections, TCPOptions | UnixOptions]]] = {
-    "redis+unix": _by_unix,
-    "redis+sentinel": _by_sentinels,
-}
-
-
-def _database(url: StorageURL, number: str) -> int:
-    if number and not (number.isascii() and number.isdecimal()):
-        raise ConfigError(f"{number!r} in {url} is not the number of a database; write {url.scheme}://…/0")
-    return int(number or 0)
-
-
-def _common(url: StorageURL, options: _Common) -> dict[str, Any]:
-    """Give the settings of all connections, however they find their server."""
-    return {
-        "username": url.user,
-        "password": url.password,
-        "timeout": options.timeout,
-        "replicas": options.replicas,
-    }

@@ -22,7 +22,8 @@ from .._log import logger
 from ..errors import ConfigError, StorageUnavailable
 from ..storage import Outcome, Record, Sharded, Storage, Write
 from ._redis_connections import Connections, LostError
-from .redis import SAVE, SAVE_SHA, Options, outcome_of, record_of, script_of, version_for, warn_of_eviction
+from ._redis_url import RedisClusterOptions
+from .redis import SAVE, SAVE_SHA, outcome_of, record_of, script_of, version_for, warn_of_eviction
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     Address = tuple[str, int]
 
-__all__ = ["RedisClusterStorage"]
+__all__ = ["RedisClusterOptions", "RedisClusterStorage"]
 
 _HOPS = 5
 """How often a command may be sent: a moved slot, an unknown script and a lost connection cost one each."""
@@ -53,7 +54,7 @@ class RedisClusterStorage(Sharded):
         ConfigError: the prefix has a hash tag, which would put all sessions on one node.
     """
 
-    def __init__(self, hosts: Sequence[Host], options: Options, **login: Any) -> None:
+    def __init__(self, hosts: Sequence[Host], options: RedisClusterOptions, **login: Any) -> None:
         if re.search(r"\{[^}]+\}", options.prefix):
             raise ConfigError(
                 f"prefix={options.prefix!r} has a hash tag, which puts all sessions on one node; use none"
@@ -76,7 +77,7 @@ class RedisClusterStorage(Sharded):
         """Read `redis+cluster://user:password@host:port,host:port?…`; some of the nodes suffice."""
         if url.path.strip("/") not in {"", "0"}:
             raise ConfigError(f"{url} names a database, and a cluster has one only; leave {url.path!r} out")
-        return cls(url.several_hosts(6379), url.options(Options), username=url.user, password=url.password)
+        return cls(url.several_hosts(6379), url.options(RedisClusterOptions), username=url.user, password=url.password)
 
     def __repr__(self) -> str:
         return f"<RedisClusterStorage {','.join(f'{name}:{port}' for name, port in self._seeds)}>"

@@ -5,31 +5,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
-import random
 import sqlite3
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
-import aiosqlite
-
 from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
-from ..storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
+from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome
 from ..url import identifier, positive
+from ._sqlite_connections import Lane, primary_code, transaction
 from ._sweeping import SLICE, Sweeper, rest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from ..url import StorageURL
 
-__all__ = ["SQLiteStorage"]
+__all__ = ["SQLiteOptions", "SQLiteStorage"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,17 +34,14 @@ T = TypeVar("T")
 _LARGEST = 1_000_000_000 - 1024
 """Bytes: SQLite's limit of a row, less what is not the data."""
 _SHARE = 0.9  # of the deadline, in which a lock is waited for: what is left tells the caller so
-_LONGEST_PAUSE = 0.01
-_CLOSING_PAUSE = 0.002
 # SQLite takes any type in any column; a column with another type holds what somebody else wrote.
 _LAYOUT = {"id": ("TEXT", 1, 1), "version": ("BLOB", 1, 0), "data": ("BLOB", 1, 0), "expires": ("REAL", 1, 0)}
 _NEVER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 _NEVER_SQLITE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_ERROR}
-_creating = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SQLiteOptions:
     """The parameters of `sqlite://`."""
 
     table: str = "sessions"
@@ -66,21 +59,17 @@ class SQLiteStorage(Storage):
 
     Args:
         path: of the file.
-        table: its name, of letters, digits and underscores.
-        timeout: seconds within which every verb answers or raises `StorageUnavailable`.
-
-    Raises:
-        ConfigError: a value that cannot work.
+        options: the table, and how long a call may take.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, table: str = "sessions", timeout: float = 2.0) -> None:
-        options = Options(table=table, timeout=timeout)
+    def __init__(self, path: str | os.PathLike[str], options: SQLiteOptions | None = None) -> None:
+        options = options or SQLiteOptions()
         self.path = Path(path).absolute()
-        self.table = options.table
+        self.table = table = options.table
         self.timeout = options.timeout
         self.clock = time.time
-        self._reader: _Lane | None = None
-        self._writer: _Lane | None = None
+        self._reader: Lane | None = None
+        self._writer: Lane | None = None
         self._sweeper = Sweeper(self.sweep)
         live = f'FROM "{table}" WHERE id=? AND expires>?'
         self._find = f"SELECT version,data {live}"
@@ -103,8 +92,7 @@ class SQLiteStorage(Storage):
             raise ConfigError(f"{url} names no file; write sqlite:///file.db, or memory:// to keep nothing")
         if "\0" in path:
             raise ConfigError(f"the path {path!r} holds a NUL; write sqlite:///file.db")
-        options = url.options(Options)
-        return cls(path, table=options.table, timeout=options.timeout)
+        return cls(path, url.options(SQLiteOptions))
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage of {self.path}, table {self.table!r}>"
@@ -117,7 +105,7 @@ class SQLiteStorage(Storage):
         """
         if self._writer is not None:
             return
-        self._writer, self._reader = _Lane(self.path, self._prepare), _Lane(self.path, self._prepare)
+        self._writer, self._reader = Lane(self.path, self._prepare), Lane(self.path, self._prepare)
         try:
             async with self.answering(sqlite3.Error):
                 for lane in (self._writer, self._reader):
@@ -187,7 +175,7 @@ class SQLiteStorage(Storage):
     def _until(self) -> float:
         return time.monotonic() + _SHARE * self.timeout
 
-    async def _run(self, lane: _Lane | None, do: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, lane: Lane | None, do: Callable[[sqlite3.Connection], T]) -> T:
         if lane is None:
             raise StorageUnavailable(f"{self!r} is not open")
         async with self.answering(sqlite3.Error):
@@ -195,7 +183,7 @@ class SQLiteStorage(Storage):
 
     async def _transact(self, do: Callable[[sqlite3.Connection], T]) -> T:
         def transact(connection: sqlite3.Connection) -> T:
-            with _transaction(connection):
+            with transaction(connection):
                 return do(connection)
 
         return await self._run(self._writer, transact)
@@ -211,9 +199,9 @@ class SQLiteStorage(Storage):
         if done.rowcount:
             return Saved(version)
         found = connection.execute(self._find, (key, now)).fetchone()
-        if found is not None:
-            return Conflict(Record(*found))
-        return Gone() if expected is not None else Saved(b"")
+        lost = outcome(write, version, found and Record(*found))
+        assert lost is not None  # nothing that is in the way of a create goes while the lock is ours
+        return lost
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Set up a new connection, and make the table where it is missing."""
@@ -221,7 +209,7 @@ class SQLiteStorage(Storage):
         connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk before it is acknowledged
         if not self._columns(connection):
             kinds = " AND ".join(f"typeof({name})='{kind.lower()}'" for name, (kind, *_) in _LAYOUT.items())
-            with _transaction(connection):
+            with transaction(connection):
                 connection.execute(
                     f'CREATE TABLE IF NOT EXISTS "{self.table}" (id TEXT NOT NULL PRIMARY KEY, '
                     f"version BLOB NOT NULL, data BLOB NOT NULL, expires REAL NOT NULL, CHECK ({kinds}))"
@@ -236,7 +224,7 @@ class SQLiteStorage(Storage):
 
     def _why_never(self, error: BaseException | None) -> str | None:
         """Say what the operator must change, or give nothing where waiting may help."""
-        code = _code(error)
+        code = primary_code(error)
         if code not in _NEVER_SQLITE and getattr(error, "errno", None) not in _NEVER:
             return None
         if code == sqlite3.SQLITE_NOTADB:
@@ -246,134 +234,3 @@ class SQLiteStorage(Storage):
         if not self.path.parent.is_dir():
             return f"there is no folder {self.path.parent}; make it, or name another"
         return f"let this user read and write it and its folder, or name another file ({error})"
-
-
-class _Moved(OSError):
-    """Another file stands at the path, or none."""
-
-
-class _Connection(aiosqlite.Connection):
-    """A connection whose thread runs whole transactions, and does not keep the process from ending."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(self._open_file, iter_chunk_size=64)
-        self._thread.daemon = True
-        self._path = path
-        self._file: tuple[int, int] | None = None
-
-    async def run(self, do: Callable[[sqlite3.Connection], T], until: float) -> T:
-        """Run this in the thread, again while the database is locked.
-
-        What nobody waits for any more is not begun. Closures are sent, as aiosqlite logs its arguments.
-        """
-        left = threading.Event()
-        try:
-            return await self._execute(lambda: self._persist(do, until, left))  # type: ignore[no-any-return, no-untyped-call]
-        finally:
-            left.set()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def _open_file(self) -> sqlite3.Connection:
-        # Only what did not exist, as closing a database's file drops the locks that this process has on it.
-        with _creating, contextlib.suppress(FileExistsError):
-            os.close(os.open(os.path.realpath(self._path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        self._file = self._identity()
-        return sqlite3.connect(self._path, timeout=0, isolation_level=None)
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
-
-    def _persist(self, do: Callable[[sqlite3.Connection], T], until: float, left: threading.Event) -> T:
-        if self._identity() != self._file:
-            raise _Moved
-        while not left.is_set():
-            try:
-                return do(self._conn)
-            except sqlite3.Error as error:
-                if not _is_locked(error) or time.monotonic() >= until:
-                    raise
-            left.wait(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311  (jitter)
-        raise TimeoutError
-
-
-class _Lane:
-    """One connection, opened again after an error, and when another file stands at the path."""
-
-    def __init__(self, path: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
-        self._path = path
-        self._prepare = prepare
-        self._connection: _Connection | None = None
-        self._left: list[_Connection] = []
-        self._connecting = asyncio.Lock()
-        self._closed = False
-
-    async def run(self, do: Callable[[sqlite3.Connection], T], until: float) -> T:
-        while True:
-            connection = await self.connected(until)
-            try:
-                return await connection.run(do, until)
-            except _Moved:
-                self._leave(connection)
-            except sqlite3.Error as error:
-                if not _is_locked(error):
-                    self._leave(connection)
-                raise
-
-    async def connected(self, until: float) -> _Connection:
-        if self._connection is not None:
-            return self._connection
-        async with self._connecting:
-            if self._closed:
-                raise OSError("it was closed")
-            if self._connection is None:
-                connection = _Connection(self._path)
-                try:
-                    await connection
-                    await connection.run(self._prepare, until)
-                except BaseException:
-                    self._leave(connection)
-                    raise
-                self._connection = connection
-            return self._connection
-
-    def _leave(self, connection: _Connection) -> None:
-        """Let its thread close it after what it has to do."""
-        if self._connection is connection:
-            self._connection = None
-        self._left = [left for left in self._left if left.is_alive and left is not connection] + [connection]
-        connection.stop()
-
-    async def close(self, until: float) -> None:
-        """Wait for the threads, which report to this event loop, but not for those that hang."""
-        self._closed = True
-        async with self._connecting:
-            if self._connection is not None:
-                self._leave(self._connection)
-        while any(left.is_alive for left in self._left) and time.monotonic() < until:  # noqa: ASYNC110  (no event tells)
-            await asyncio.sleep(_CLOSING_PAUSE)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.rollback()
-        raise
-
-
-def _code(error: BaseException | None) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # what is above says more closely what it is
-
-
-def _is_locked(error: BaseException) -> bool:
-    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

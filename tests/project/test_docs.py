@@ -27,7 +27,8 @@ from aiohttp_store._lifecycle.middleware import RETRY_AFTER
 from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.codec import MAX_DEPTH
 from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE
-from aiohttp_store.storages import _EXTRAS, SCHEMES, mongodb
+from aiohttp_store.storages import _EXTRAS, SCHEMES
+from aiohttp_store.storages._mongodb_url import URLOptions, settings_beside
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import AiohttpClient, Servers
@@ -109,7 +110,7 @@ def test_no_source_imports_what_runs_stored_bytes() -> None:
                 assert not {"pickle", "marshal", "shelve", "random"} & set(imported) or path.name in {
                     "mysql.py",
                     "redis_cluster.py",
-                    "sqlite.py",
+                    "_sqlite_connections.py",
                     "_sweeping.py",
                 }, path
 
@@ -203,8 +204,8 @@ def test_the_page_names_every_scheme_with_its_driver_and_extra() -> None:
 def test_what_mongodbs_driver_is_told_is_documented() -> None:
     rows = table(PAGES["docs/storages.rst"], "parameter of MongoDB", "set to", "why")
     told = {name.strip("`"): value.strip("`") for name, value, _ in rows}
-    options = mongodb.Options(timeout=7)
     settings = {
-        name: "timeout" if value == 7000 else str(value) for name, value in mongodb._settings({}, options).items()
+        name: "timeout" if value == 7000 else str(value)
+        for name, value in settings_beside({}, URLOptions(timeout=7)).items()
     }
     assert told == {name: value.replace("True", "true") for name, value in settings.items()}

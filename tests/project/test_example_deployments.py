@@ -28,7 +28,7 @@ from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._lifecycle.middleware import RETRY_AFTER
 from aiohttp_store._log import THROTTLE
 from aiohttp_store.cookie import key_of_id
-from aiohttp_store.storages.redis import TCPOptions
+from aiohttp_store.storages.redis import RedisOptions
 
 from ..conftest import Servers, new_url
 from ..support.certificates import make_certificates
@@ -402,7 +402,7 @@ def test_the_numbers_of_the_page_are_the_codes() -> None:
     for text in (
         f"Retry-After: {RETRY_AFTER}``",
         f"``shutdown_timeout`` at most ({waiting:g} seconds)",
-        f"within {closing[0]} times its ``timeout``, {6 * TCPOptions().timeout:g} seconds with the default",
+        f"within {closing[0]} times its ``timeout``, {6 * RedisOptions().timeout:g} seconds with the default",
     ):
         assert text in page
     assert (THROTTLE, "is logged once a minute" in page) == (60, True)

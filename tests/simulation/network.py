@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from aiohttp_store import Conflict, Outcome, Record, Saved, Storage, Write
 from aiohttp_store.storage import Sharded
-from aiohttp_store.storages.memory import MemoryStorage
+from aiohttp_store.storages.memory import MemoryOptions, MemoryStorage
 
 from .plan import TIMEOUT, Weather
 
@@ -25,7 +25,7 @@ LATE = 0.3
 
 
 def _memory() -> MemoryStorage:
-    memory = MemoryStorage(max_sessions=2048)
+    memory = MemoryStorage(MemoryOptions(max_sessions=2048))
     memory.clock = asyncio.get_running_loop().time
     return memory
 

@@ -60,8 +60,6 @@ class Act:
     truth: Truth
     token: int
     asked: int
-    is_late: bool
-    """Whether it was asked for while the last save of its request was under way."""
     cookie: Cookie | None = None
     """The id that the session had when its renewal was asked for."""
     removal: Act | None = None
@@ -104,8 +102,6 @@ class Attempt:
     """Virtual time."""
     ended: float = NEVER
     """The event of its response, if there was one."""
-    is_saving: bool = False
-    """Whether the last save has begun: the handler has returned, or prepares its response."""
     is_answered: bool = False
     """Whether the headers were sent."""
     is_refused: bool = False
@@ -114,10 +110,6 @@ class Attempt:
     """Whether it went on after its headers were sent, in a task or a stream."""
     pending: list[Act] = field(default_factory=list)
     shown: Truth | None = None
-    begins_late: bool = False
-    """Whether a task began another session while the last save was under way."""
-    abandons_save: bool = False
-    """Whether a task began another session while a save was under way; only its time ends what that stores."""
     emptied: Act | None = None
     """The end that it asked for by leaving no data."""
     has_ended: bool = False
@@ -174,7 +166,7 @@ class Oracle:
     def ask(self, attempt: Attempt, kind: str, truth: Truth, cookie: Cookie | None = None) -> Act:
         """Note that a request asks for a change."""
         asked = self.event(f"#{attempt.number} asks for {kind} of session {truth.sid}")
-        act = Act(kind, attempt, truth, asked, asked, attempt.is_saving and not attempt.is_answered, cookie)
+        act = Act(kind, attempt, truth, asked, asked, cookie)
         truth.acts[act.token] = act
         truth.touched = self.now()
         attempt.pending.append(act)

@@ -325,7 +325,7 @@ class World:
         oracle, records = self.oracle, self.records()
         given = {key_of_id(one.value, COOKIE) for one in oracle.cookies.values() if one.delivered < NEVER}
         is_clean = self.plan.is_undisturbed and not any(
-            attempt.is_refused or attempt.has_background or attempt.abandons_save for attempt in oracle.attempts
+            attempt.is_refused or attempt.has_background for attempt in oracle.attempts
         )
         for key, data in records.items():
             truth = oracle.sessions.get(data.get("sid", 0))
@@ -339,13 +339,10 @@ class World:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         attempt = self.oracle.attempts[int(request.query["attempt"])]
         handler = Handler(self, request, attempt)
-        try:
-            await handler.open()
-            await handler.take_all(attempt.visit.steps)
-            if handler.response is not None:
-                await handler.response.write_eof()
-        finally:
-            attempt.is_saving = True
+        await handler.open()
+        await handler.take_all(attempt.visit.steps)
+        if handler.response is not None:
+            await handler.response.write_eof()
         if attempt.visit.steps and attempt.visit.steps[-1].does == "redirect":
             raise web.HTTPFound("/")
         return handler.response or web.Response(text="done")
@@ -494,8 +491,6 @@ class Handler:
         if not self.attempt.is_answered:
             truth, cookie = self.truth(session), self.cookie(session)
             self.attempt.has_ended = True
-            self.attempt.begins_late |= self.attempt.is_saving
-            self.attempt.abandons_save |= self.calls > 0
             fresh = await new_session(self.request)
             if truth is not None:
                 self.oracle.ask(self.attempt, "end", truth, cookie)
@@ -543,7 +538,7 @@ class Handler:
         """Send the headers; what is changed afterwards needs `save()`."""
         if self.response is None:
             self.response = web.StreamResponse()
-            self.attempt.is_saving = self.attempt.has_background = True
+            self.attempt.has_background = True
             await self.response.prepare(self.request)
 
     async def spawn(self, session: Session, what: Beside) -> None:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 import aiohttp_store
 from aiohttp_store import ConfigError, Cookie, Record, Storage, StorageURL, Write, get_session, get_storage, setup
-from aiohttp_store.storages.memory import MemoryStorage
+from aiohttp_store.storages.memory import MemoryOptions, MemoryStorage
 
 from ..conftest import AiohttpClient, Serve
 from ..support.remote import kept
@@ -334,7 +334,7 @@ async def test_memory_forgets_what_has_expired_by_itself_a_part_at_a_time_and_gi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("aiohttp_store.storages.memory._ROUND", 0.1)
-    storage = MemoryStorage(max_sessions=50_000)
+    storage = MemoryStorage(MemoryOptions(max_sessions=50_000))
     size = sum(map(sys.getsizeof, storage._parts))
     await storage.save([Write(f"short{number}", None, b"", 10) for number in range(40_000)])
     await storage.save([Write("long", None, b"", 100)])
@@ -355,7 +355,7 @@ async def test_memory_forgets_what_has_expired_by_itself_a_part_at_a_time_and_gi
 
 
 def test_no_dictionary_of_memory_grows_large_however_many_sessions_there_are() -> None:
-    storage = MemoryStorage(max_sessions=100_000)
+    storage = MemoryStorage(MemoryOptions(max_sessions=100_000))
     storage.save_now([Write(f"{number}", None, b"", 10) for number in range(150_000)])
     assert max(map(len, storage._parts)) <= 2048
     assert 95_000 < len(kept(storage)) <= 100_000

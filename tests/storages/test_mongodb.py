@@ -24,7 +24,7 @@ from pymongo.monitoring import CommandListener
 
 from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, StorageUnavailable, Write
 from aiohttp_store.storages import storage_from_url
-from aiohttp_store.storages.mongodb import MongoDBStorage
+from aiohttp_store.storages.mongodb import MongoDBOptions, MongoDBStorage
 
 from ..conftest import Servers, opening
 from ..support.certificates import make_certificates
@@ -386,7 +386,7 @@ async def client_of(scheme: str, url: str, **settings: Any) -> AsyncIterator[Any
 async def watched(scheme: str, shared: str, space: str) -> AsyncIterator[tuple[MongoDBStorage, list[Any]]]:
     commands = Commands()
     async with client_of(scheme, shared, event_listeners=[commands]) as client:
-        storage = MongoDBStorage(client, collection=space)
+        storage = MongoDBStorage(client, MongoDBOptions(collection=space))
         await storage.open()
         yield storage, commands.all
         await storage.close()
@@ -450,7 +450,7 @@ async def test_time_is_told_by_the_server_alone(watched: tuple[MongoDBStorage, l
 
 async def test_a_client_of_the_users_is_used_and_not_closed(scheme: str, shared: str, space: str) -> None:
     async with client_of(scheme, shared) as client:
-        storage = MongoDBStorage(client, database="sessions", collection=space)
+        storage = MongoDBStorage(client, MongoDBOptions(collection=space), database="sessions")
         await storage.open()
         await create(storage, key := new_key())
         await storage.close()
@@ -472,6 +472,20 @@ async def test_a_collection_of_the_users_is_used_with_our_own_codec(scheme: str,
         await storage.close()
 
 
+async def test_options_say_whose_sessions_are_taken_over_and_where_they_are(
+    scheme: str, shared: str, space: str
+) -> None:
+    options = MongoDBOptions(collection=space, migrate="aiohttp_session", migrate_collection=f"{space}_old")
+    async with client_of(scheme, shared) as client:
+        await client["sessions"][f"{space}_old"].insert_one({"_id": b"AIOHTTP_SESSION_1", "data": {"session": {}}})
+        storage = MongoDBStorage(client, options)
+        assert storage.legacy is not None
+        assert await storage.read_legacy("AIOHTTP_SESSION_1") == {"session": {}}
+        await storage.remove_legacy("AIOHTTP_SESSION_1")
+        assert await storage.read_legacy("AIOHTTP_SESSION_1") is None
+        await storage.close()
+
+
 async def test_what_is_no_asyncio_client_is_refused(shared: str) -> None:
     blocking: MongoClient[dict[str, Any]]
     with MongoClient(shared) as blocking:
@@ -490,7 +504,7 @@ async def test_a_client_that_hides_outcomes_is_refused(scheme: str, shared: str)
 async def test_a_client_without_time_outs_leaves_no_call_behind(scheme: str, own: MongoDB) -> None:
     """PyMongo's own client waits for ever for the answer of a server that hangs."""
     async with client_of(scheme, own.url) as client:
-        storage = MongoDBStorage(client, timeout=0.3 * pace())
+        storage = MongoDBStorage(client, MongoDBOptions(timeout=0.3 * pace()))
         await storage.open()
         await eventually(lambda: serves(storage))
         own.pause()

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from aiohttp_store import ConfigError, Conflict, Gone, Record, Saved, SessionTooLarge, StorageUnavailable, Write
 from aiohttp_store.storages import _redis_connections as redis_connections
 from aiohttp_store.storages import storage_from_url
-from aiohttp_store.storages.redis import RedisStorage
+from aiohttp_store.storages.redis import RedisOptions, RedisStorage
 
 from ..conftest import opening
 from ..support.certificates import make_certificates
@@ -363,7 +363,7 @@ async def test_a_cancelled_waiter_does_not_take_the_free_connection_with_it(serv
 
 async def test_a_users_client_with_the_drivers_ten_retries_is_held_to_the_deadline(own: Server) -> None:
     async with Redis(host="127.0.0.1", port=own.port) as client:
-        storage = RedisStorage(client, timeout=0.5)
+        storage = RedisStorage(client, RedisOptions(timeout=0.5))
         own.kill()
         await fails(storage.load([new_key()]), 2)
 
@@ -560,7 +560,7 @@ async def test_without_hiredis_the_driver_packs_the_commands(server: Server, mon
 @pytest.mark.parametrize("settings", [{}, {"protocol": 2}, {"single_connection_client": True}, {"db": 3}])
 async def test_a_users_client_is_used_and_not_closed(server: Server, settings: dict[str, Any]) -> None:
     async with Redis(host="127.0.0.1", port=server.port, **settings) as client:
-        storage = RedisStorage(client, prefix="ours:")
+        storage = RedisStorage(client, RedisOptions(prefix="ours:"))
         await storage.open()
         keys = [new_key() for _ in range(20)]
         versions = await asyncio.gather(*(create(storage, key) for key in keys))
@@ -596,7 +596,19 @@ async def test_another_kind_of_client_is_refused_by_name() -> None:
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_must_be_a_positive_number(timeout: float) -> None:
     with pytest.raises(ConfigError, match="timeout"):
-        RedisStorage(Redis(), timeout=timeout)
+        RedisStorage(Redis(), RedisOptions(timeout=timeout))
+
+
+def test_options_say_whose_sessions_are_taken_over() -> None:
+    legacy = RedisStorage(Redis(), RedisOptions(migrate="aiohttp_session", migrate_cookie="OLD")).legacy
+    assert legacy is not None
+    assert legacy.cookie.name == "OLD"
+    assert RedisStorage(Redis()).legacy is None
+
+
+def test_options_that_do_not_go_together_are_refused_when_the_storage_is_made() -> None:
+    with pytest.raises(ConfigError, match="migrate_path= is given, but .*; add migrate=aiohttp_session"):
+        RedisStorage(Redis(), RedisOptions(migrate_path="/old"))
 
 
 # URLs

@@ -24,7 +24,7 @@ import pytest
 from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, Storage, StorageUnavailable, Write
 from aiohttp_store.storages import _sweeping as sweeping
 from aiohttp_store.storages import storage_from_url
-from aiohttp_store.storages.sqlite import SQLiteStorage
+from aiohttp_store.storages.sqlite import SQLiteOptions, SQLiteStorage
 
 from ..conftest import PATIENCE
 from ..support.law import create, data_of, load, new_key, save
@@ -93,7 +93,7 @@ async def no_threads_left() -> None:
 
 class Opened:
     def __init__(self, path: Path, **options: Any) -> None:
-        self.storage = SQLiteStorage(path, **{"timeout": PATIENCE, **options})
+        self.storage = SQLiteStorage(path, SQLiteOptions(**{"timeout": PATIENCE, **options}))
 
     async def __aenter__(self) -> SQLiteStorage:
         await self.storage.open()
@@ -158,7 +158,7 @@ async def test_a_file_that_cannot_be_used_is_told_at_open_and_left_alone(
     (tmp_path / "dangling").symlink_to(tmp_path / "missing/file")
     with closing(sqlite3.connect(tmp_path / "other.db")) as other:
         other.execute("CREATE TABLE other (id TEXT PRIMARY KEY, data BLOB)")
-    storage = SQLiteStorage(tmp_path / name, table=table, timeout=PATIENCE)
+    storage = SQLiteStorage(tmp_path / name, SQLiteOptions(table=table, timeout=PATIENCE))
     with pytest.raises(ConfigError, match=message) as caught:
         await storage.open()
     assert str(tmp_path / name) in str(caught.value)
@@ -291,7 +291,7 @@ async def test_a_database_that_is_locked_at_the_start_is_an_outage_that_ends(
     async with Opened(path) as storage:
         await create(storage, new_key())
     with locked(path, ALONE):
-        storage = SQLiteStorage(path, timeout=TIMEOUT)
+        storage = SQLiteStorage(path, SQLiteOptions(timeout=TIMEOUT))
         await storage.open()
         assert "opened without its database" in caplog.text
         assert str(path) in caplog.text
@@ -335,7 +335,7 @@ async def test_a_batch_that_fails_half_way_writes_nothing_and_holds_no_lock(
 
 
 async def test_close_does_not_wait_for_what_hangs_and_a_process_ends_without_it(path: Path) -> None:
-    storage = SQLiteStorage(path, timeout=TIMEOUT)
+    storage = SQLiteStorage(path, SQLiteOptions(timeout=TIMEOUT))
     await storage.open()
     assert storage._writer is not None
     release = threading.Event()
@@ -359,7 +359,7 @@ async def test_close_does_not_wait_for_what_hangs_and_a_process_ends_without_it(
 
 
 async def test_close_ends_a_call_that_waits_for_a_lock(path: Path) -> None:
-    storage = SQLiteStorage(path, timeout=TIMEOUT)
+    storage = SQLiteStorage(path, SQLiteOptions(timeout=TIMEOUT))
     await storage.open()
     with locked(path):
         writer = storage._writer
@@ -376,7 +376,7 @@ async def test_close_ends_a_call_that_waits_for_a_lock(path: Path) -> None:
 
 
 def test_a_storage_can_be_opened_in_one_event_loop_after_another(path: Path) -> None:
-    storage, key = SQLiteStorage(path, timeout=PATIENCE), new_key()
+    storage, key = SQLiteStorage(path, SQLiteOptions(timeout=PATIENCE)), new_key()
 
     async def once() -> bytes | None:
         await storage.open()
@@ -395,10 +395,10 @@ def test_a_storage_can_be_opened_in_one_event_loop_after_another(path: Path) -> 
 WRITER = """
 import asyncio, json, sys
 from aiohttp_store import Write
-from aiohttp_store.storages.sqlite import SQLiteStorage
+from aiohttp_store.storages.sqlite import SQLiteOptions, SQLiteStorage
 
 async def main():
-    storage = SQLiteStorage(sys.argv[1], timeout=60)
+    storage = SQLiteStorage(sys.argv[1], SQLiteOptions(timeout=60))
     await storage.open()
     keys = json.loads(sys.argv[2])
     versions = [record and record.version for record in await storage.load(keys)]
