@@ -145,6 +145,7 @@ class SessionWriter:
             SessionConflict, SessionTooLarge, StorageUnavailable, TypeError: see `Session.save`.
         """
         ended: set[str] = set()
+        result = None
         async with self._turn(state, ends) as contest:
             newest = self._latest(state, change) if conflict is None else self._found(state, conflict.record, 0)
             is_fresh = conflict is not None or (newest is None and change is None)
@@ -173,10 +174,11 @@ class SessionWriter:
                     self._lose(state, len(before.asked))
                 else:
                     state.adopt(before, fork, outcome)
-                    return result
-            await self._end(state, state, ended)  # what is left to do for one that was abandoned meanwhile
-            state.settle(len(state.asked), state.snapshot)
-        return None
+                    break
+            if state.is_gone and state.has_ended:  # it was abandoned meanwhile, so that nobody else does it
+                await self._end(state, state, ended)
+                state.settle(len(state.asked), state.snapshot)
+        return result
 
     def _forked(
         self, state: SessionState, newest: Snapshot | None, change: object
