@@ -18,12 +18,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from ._pool import Pool
+
 try:
     from hiredis import pack_command
 except ImportError:  # redis-py works without it; packing is then several times slower
     pack_command = None  # type: ignore[assignment]
-
-from ._pool import Pool
 
 _can_read = getattr(Connection, "can_read", None) or Connection.can_read_destructive  # its name before redis-py 8
 

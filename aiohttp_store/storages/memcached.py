@@ -32,7 +32,7 @@ _OUTAGES = (MemcachedError, asyncio.LimitOverrunError)
 
 @dataclass(frozen=True, kw_only=True)
 class MemcachedOptions(LegacyOptions):
-    """How sessions are kept in a memcached node."""
+    """How sessions are kept in a memcached node; it also takes the parameters of a URL that begin with ``migrate``."""
 
     prefix: str = "session:"
     """What each key begins with, without spaces and control characters, at most 207 bytes; each app needs its own."""

@@ -30,7 +30,7 @@ class MySQLOptions:
     """How sessions are kept in a database of MySQL or MariaDB."""
 
     table: str = "sessions"
-    """The table of the records: letters, digits and underscores, at most 64, no digit first."""
+    """The name of the records' table, of letters, digits and underscores, at most 64, no digit first."""
     create_table: bool = True
     """Make the table if it is missing."""
     timeout: float = 2.0
