@@ -17,10 +17,12 @@ __all__ = [
     "TOMBSTONE",
     "Codec",
     "Envelope",
+    "Fields",
     "JSONCodec",
     "TombstoneError",
     "UndecodableError",
     "UnknownFormatError",
+    "merge_fields",
     "unpack_envelope",
 ]
 
@@ -31,7 +33,9 @@ TOMBSTONE = b"\x00"
 """What a renewal leaves under the old id for a moment: a format without a session."""
 
 _FORMAT = 1
-_HEADER = struct.Struct(">BQQQ")  # format, then created, written and idle_timeout in milliseconds
+# Format; created, written and idle_timeout in milliseconds; bytes of the fields.
+_HEADER = struct.Struct(">BQQQH")
+_FIELD = struct.Struct(">BH")  # tag, and bytes of its value
 _HEADER_SIZE, _unpack_header = _HEADER.size, _HEADER.unpack_from
 _LEAST, _BEYOND = -(2**63), 2**64
 
@@ -97,6 +101,13 @@ class JSONCodec:
         loads = orjson.loads  # type: ignore[assignment]
 
 
+Fields = tuple[tuple[int, bytes], ...]
+"""What belongs to a session besides its data: tags from 0 to 255, each once and in their order, and their values."""
+
+FIRST_TIME = 128
+"""From this tag on a field is a time: 8 bytes, milliseconds since the epoch."""
+
+
 class Envelope(NamedTuple):
     """What is stored for a session; times are seconds since the epoch, a timeout is seconds."""
 
@@ -104,22 +115,26 @@ class Envelope(NamedTuple):
     written: float
     idle_timeout: float | None
     payload: bytes
+    fields: Fields = ()
+    """A version that does not know one carries it along."""
 
     def pack(self) -> bytes:
-        """Give the bytes that a storage keeps."""
+        """Return the bytes that a storage keeps."""
         idle = 0 if self.idle_timeout is None else max(1, round(self.idle_timeout * 1000))
-        return _HEADER.pack(_FORMAT, int(self.created * 1000), int(self.written * 1000), idle) + self.payload
+        fields = b"".join([_FIELD.pack(tag, len(value)) + value for tag, value in self.fields]) if self.fields else b""
+        header = _HEADER.pack(_FORMAT, int(self.created * 1000), int(self.written * 1000), idle, len(fields))
+        return header + fields + self.payload
 
 
 def unpack_envelope(data: bytes) -> Envelope:
     """Read what `Envelope.pack` returned.
 
     Raises:
-        UnknownFormatError: the first byte is another version's; a `MovedError` where it is `MOVED`.
-        UndecodableError: the bytes are too short for an envelope.
+        UnknownFormatError: the first byte is another version's; a `TombstoneError` where it is `TOMBSTONE`.
+        UndecodableError: the bytes are too short for an envelope, or its fields are damaged.
     """
     try:
-        number, created, written, idle = _unpack_header(data)
+        number, created, written, idle, size = _unpack_header(data)
     except struct.error:
         number = data[0] if data else _FORMAT
         if number == _FORMAT:
@@ -128,7 +143,40 @@ def unpack_envelope(data: bytes) -> Envelope:
         raise TombstoneError("the session has been renewed")
     if number != _FORMAT:
         raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
-    return Envelope(created / 1000, written / 1000, idle / 1000 if idle else None, data[_HEADER_SIZE:])
+    ends = _HEADER_SIZE + size
+    fields = _unpack_fields(data[_HEADER_SIZE:ends], size) if size else ()
+    return Envelope(created / 1000, written / 1000, idle / 1000 if idle else None, data[ends:], fields)
+
+
+def _unpack_fields(data: bytes, size: int) -> Fields:
+    fields, at = {}, 0
+    try:
+        while at < size:
+            tag, length = _FIELD.unpack_from(data, at)
+            at += _FIELD.size + length
+            fields[tag] = data[at - length : at]
+    except struct.error:
+        at = size + 1
+    if at > size or len(data) < size or list(fields) != sorted(fields):
+        raise UndecodableError("its fields are damaged")
+    return tuple(fields.items())
+
+
+def merge_fields(base: Fields, mine: Fields, theirs: Fields) -> Fields:
+    """Join fields that both began as `base`: each from the side that changed it, `mine` if both did; the later time."""
+    if mine == theirs:
+        return mine
+    sides = [dict(side) for side in (base, mine, theirs)]
+    joined = {}
+    for tag in sorted({tag for side in sides for tag in side}):
+        old, here, there = (side.get(tag) for side in sides)
+        if tag >= FIRST_TIME and here is not None and there is not None:
+            chosen: bytes | None = max(here, there)
+        else:
+            chosen = there if here == old else here
+        if chosen is not None:
+            joined[tag] = chosen
+    return tuple(joined.items())
 
 
 def _flaw(value: Any, depth: int) -> tuple[str, str] | None:

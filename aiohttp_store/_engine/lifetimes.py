@@ -29,7 +29,7 @@ class Lifetimes:
 
     def ends(self, envelope: Envelope) -> float:
         """Return when a session ends that is not used again: seconds since the epoch."""
-        created, written, idle_timeout, _ = envelope
+        created, written, idle_timeout, _, _ = envelope
         return min(written + (idle_timeout or self.idle_timeout), created + self.lifetime)
 
     def is_over(self, envelope: Envelope) -> bool:
@@ -41,17 +41,18 @@ class Lifetimes:
 
     def clean_until(self, envelope: Envelope, now: float) -> float:
         """Return when a session that is only read is due: seconds since the epoch."""
-        _, written, idle_timeout, _ = envelope
+        _, written, idle_timeout, _, _ = envelope
         # A clock that was set back makes it due now.
         return 0.0 if now < written else written + (idle_timeout or self.idle_timeout) * PROLONG_AFTER
 
     def first(self, state: SessionState, payload: bytes) -> Envelope:
         """Return what is to be stored under a new id."""
-        return Envelope(state.created, self.clock(), state.idle_timeout, payload)
+        return Envelope(state.created, self.clock(), state.idle_timeout, payload, state.fields)
 
     def next(self, state: SessionState, before: Envelope, payload: bytes, now: float) -> Envelope:
         """Return what is to be stored in the place of `before`."""
-        return Envelope(state.created, now if state.request.extends else before.written, state.idle_timeout, payload)
+        written = now if state.request.extends else before.written
+        return Envelope(state.created, written, state.idle_timeout, payload, state.fields)
 
     def ttl(self, envelope: Envelope, now: float) -> int:
         """Return the seconds after which a storage may drop the record."""

@@ -76,7 +76,8 @@ class SessionCodec:
         if (changes := self.changes(state, snapshot)) is not None:
             return changes
         envelope = snapshot.envelope
-        is_due = state.idle_timeout != envelope.idle_timeout or (state.request.extends and lifetimes.is_due(envelope))
+        is_other = state.idle_timeout != envelope.idle_timeout or state.fields != envelope.fields
+        is_due = is_other or (state.request.extends and lifetimes.is_due(envelope))
         return envelope.payload if is_due else None
 
     def is_changed(self, state: SessionState, lifetimes: Lifetimes) -> bool:

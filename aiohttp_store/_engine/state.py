@@ -1,9 +1,9 @@
 """What a session is made of while a request uses it, and every way in which that changes.
 
-A handler changes `data`, `created` and `idle_timeout`, and adds to what is `asked` for. The `snapshot` is what the
-storage holds, and `held` what the browser holds. A write carries out the first so many things that were asked for; when
-it has won, they are taken off. Whatever was asked for later stays, so nothing is forgotten, and an `End` among that
-says that the write was for the session before.
+A handler changes `data`, `created`, `idle_timeout` and `fields`, and adds to what is `asked` for. The `snapshot` is
+what the storage holds, and `held` what the browser holds. A write carries out the first so many things that were asked
+for; when it has won, they are taken off. Whatever was asked for later stays, so nothing is forgotten, and an `End`
+among that says that the write was for the session before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from aiohttp import web
 
-from ..codec import Envelope
+from ..codec import Envelope, Fields, merge_fields
 from ..cookie import Cookie
 from .merge import is_same, merge
 
@@ -162,6 +162,7 @@ class SessionState:
     """The state of one session in one request."""
 
     # What most sessions never change stands here once, and not in each of them.
+    fields: Fields = ()
     asked: tuple[Ask | End, ...] = ()
     is_new = False
     is_gone = False  # another has ended the session
@@ -178,7 +179,7 @@ class SessionState:
             self.created = manager.now()
             self.idle_timeout: float | None = None
         else:
-            self.created, _, self.idle_timeout, _ = snapshot.envelope
+            self.created, _, self.idle_timeout, _, self.fields = snapshot.envelope
 
     # What a handler does.
 
@@ -215,6 +216,7 @@ class SessionState:
         self.asked += (End(None if self.snapshot is None else self.snapshot.key),)
         self.data = {}
         self.snapshot = self.idle_timeout = None
+        self.fields = ()
         self.held = self.held or UNKNOWN
         self.is_new, self.is_gone = True, False
         self.created = self.manager.now()
@@ -248,6 +250,7 @@ class SessionState:
             self.created = newest.envelope.created
         if self.idle_timeout == before.envelope.idle_timeout:
             self.idle_timeout = newest.envelope.idle_timeout
+        self.fields = merge_fields(before.envelope.fields, self.fields, newest.envelope.fields)
         self.snapshot, self.dirty = newest, TOUCHED
 
     def adopt(self, before: SessionState, fork: SessionState, written: Snapshot | None) -> None:
@@ -260,6 +263,7 @@ class SessionState:
                 self.created = fork.created
             if self.idle_timeout == before.idle_timeout:
                 self.idle_timeout = fork.idle_timeout
+            self.fields = merge_fields(before.fields, self.fields, fork.fields)
             self.is_new, self.held = fork.is_new, fork.held
             self.touch()
 
@@ -289,7 +293,7 @@ class SessionState:
     def read_again(self, read: SessionState) -> None:
         """Become what is stored now; what was not saved is dropped, apart from an end."""
         self.data, self.snapshot = read.data, read.snapshot
-        self.created, self.idle_timeout = read.created, read.idle_timeout
+        self.created, self.idle_timeout, self.fields = read.created, read.idle_timeout, read.fields
         self.asked = self.ends
         self.dirty = 0
 

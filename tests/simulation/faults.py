@@ -163,8 +163,8 @@ FAULTS = [
     Fault(
         "a session that is only read is not prolonged",
         "_engine/session_codec.py",
-        " or (state.request.extends and lifetimes.is_due(envelope))",
-        "",
+        "is_other or (state.request.extends and lifetimes.is_due(envelope))",
+        "is_other",
     ),
     Fault(
         "changes of nested values are not seen",

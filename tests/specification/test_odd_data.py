@@ -200,7 +200,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
 ).map(lambda value: json.dumps(value).encode())
-HEADER = b"\x01" + (1 << 50).to_bytes(8, "big") * 2 + bytes(8)
+HEADER = b"\x01" + (1 << 50).to_bytes(8, "big") * 2 + bytes(10)
 
 
 @FUZZ

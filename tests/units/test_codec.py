@@ -19,7 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiohttp_store import codec
-from aiohttp_store.codec import MAX_DEPTH, Envelope, JSONCodec, UndecodableError, UnknownFormatError, unpack_envelope
+from aiohttp_store.codec import (
+    MAX_DEPTH,
+    Envelope,
+    Fields,
+    JSONCodec,
+    UndecodableError,
+    UnknownFormatError,
+    merge_fields,
+    unpack_envelope,
+)
 
 
 @pytest.fixture(params=["orjson", "json"], autouse=True)
@@ -160,11 +169,55 @@ def test_an_envelope_comes_back_to_the_millisecond(
     assert read.idle_timeout == idle_timeout or math.isclose(read.idle_timeout or 0, idle_timeout or 0, abs_tol=0.001)
 
 
+FIELDS = st.dictionaries(st.integers(0, 255), st.binary(max_size=40), max_size=6).map(
+    lambda fields: tuple(sorted(fields.items()))
+)
+
+
+@given(FIELDS, st.binary())
+def test_fields_come_back_whether_they_are_known_or_not(fields: Fields, payload: bytes) -> None:
+    read = unpack_envelope(Envelope(1.0, 2.0, None, payload, fields).pack())
+    assert (read.fields, read.payload) == (fields, payload)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x01", b"\x01\x00", b"\x01\x00\x05four", b"\x02\x00\x00\x01\x00\x00"])
+def test_damaged_fields_are_refused(damage: bytes) -> None:
+    header = Envelope(1.0, 2.0, None, b"").pack()
+    size = max(len(damage), 1).to_bytes(2, "big")
+    with pytest.raises(UndecodableError, match="its fields are damaged"):
+        unpack_envelope(header[:-2] + size + damage)
+
+
+EARLY, LATE = (1).to_bytes(8, "big"), (2).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize(
+    ("base", "mine", "theirs", "merged"),
+    [
+        ({}, {}, {}, {}),
+        ({}, {1: b"mine"}, {}, {1: b"mine"}),
+        ({}, {1: b"mine"}, {2: b"theirs"}, {1: b"mine", 2: b"theirs"}),
+        ({1: b"old"}, {1: b"old"}, {1: b"theirs"}, {1: b"theirs"}),
+        ({1: b"old"}, {1: b"mine"}, {1: b"theirs"}, {1: b"mine"}),
+        ({1: b"old"}, {}, {1: b"old"}, {}),
+        ({1: b"old"}, {1: b"old"}, {}, {}),
+        ({1: b"old"}, {}, {1: b"theirs"}, {}),
+        ({}, {128: EARLY}, {128: LATE}, {128: LATE}),
+        ({128: EARLY}, {128: LATE}, {128: EARLY}, {128: LATE}),
+        ({128: EARLY}, {128: LATE}, {}, {128: LATE}),
+    ],
+)
+def test_of_two_changes_of_fields_each_is_kept_and_the_later_time(
+    base: dict[int, bytes], mine: dict[int, bytes], theirs: dict[int, bytes], merged: dict[int, bytes]
+) -> None:
+    assert dict(merge_fields(*(tuple(side.items()) for side in (base, mine, theirs)))) == merged
+
+
 @given(st.binary())
 def test_any_bytes_are_an_envelope_or_refused(data: bytes) -> None:
     try:
         unpack_envelope(data)
     except UnknownFormatError:
         assert data[0] != 1
-    except UndecodableError:
-        assert len(data) < 25
+    except UndecodableError as refused:
+        assert len(data) < 27 or "fields" in str(refused)
