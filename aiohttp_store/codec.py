@@ -64,6 +64,10 @@ class Codec(Protocol):
     def loads(self, encoded: bytes, /) -> Any: ...
 
 
+def _loads_strictly(encoded: bytes) -> Any:
+    return json.loads(encoded, parse_constant=_refuse_constant)
+
+
 class JSONCodec:
     """JSON by orjson where it is installed, else by the standard library; both accept the same values.
 
@@ -92,13 +96,8 @@ class JSONCodec:
             return orjson.dumps(data, _as_plain)
         return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
-    @staticmethod
-    def loads(encoded: bytes) -> Any:
-        """Decode; any exception means that these bytes are not what `dumps` wrote."""
-        return json.loads(encoded, parse_constant=_refuse_constant)
-
-    if orjson is not None:
-        loads = orjson.loads  # type: ignore[assignment]
+    # Decode; any exception means that these bytes are not what `dumps` wrote.
+    loads = staticmethod(_loads_strictly if orjson is None else orjson.loads)
 
 
 Fields = tuple[tuple[int, bytes], ...]

@@ -61,7 +61,8 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         visit: RequestState = request[REQUEST_STATE]
     except KeyError:
         raise no_setup() from None
-    visit.request = request
+    if request is not visit.received:
+        visit.request = request
     if extend:
         visit.extends = True
     while visit.session is None:
@@ -107,7 +108,8 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
             "new_session() needs a new cookie, but the response's headers have been sent; "
             "call it before `await response.prepare(request)`"
         )
-    visit.request = request
+    if request is not visit.received:
+        visit.request = request
     visit.extends = True
     return have(visit, request, await visit.manager.new(request, visit.state))
 

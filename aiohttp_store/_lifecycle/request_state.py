@@ -21,8 +21,10 @@ class RequestState:
 
     manager: SessionManager[Any]
     outer: RequestState | None
-    request: web.Request | None
-    """As the handler saw it last, who may have been given another than the middleware; `None` after the end."""
+    received: web.Request | None
+    """By the middleware; `None` after the end."""
+    request: web.Request | None = None
+    """What a later middleware made of it, and so what the handler saw; `None` if it is the same."""
     state: Any = None
     """Of the session, once it is loaded."""
     session: Session | None = None
@@ -51,7 +53,7 @@ _USED, _UNUSED = (Apart(headers_sent=True, extends=extends) for extends in (True
 def end(visit: RequestState) -> None:
     """Let go of the request, which holds this, so that both are freed without the collector."""
     visit.headers_sent = True
-    visit.request = None
+    visit.received = visit.request = None
     if visit.state is not None:
         visit.state.request = _USED if visit.extends else _UNUSED
 

@@ -36,6 +36,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     assert codec.orjson is not None  # type: ignore[attr-defined]
     if request.param == "json":
         monkeypatch.setattr(codec, "orjson", None)
+        monkeypatch.setattr(JSONCodec, "loads", staticmethod(codec._loads_strictly))
     yield request.param
 
 
