@@ -52,11 +52,13 @@ class Batcher(Generic[Context, Found]):
         self._abandoned = abandoned
         self._only = None if isinstance(storage, Sharded) else _Queues(storage, read, abandoned)
         self._of_shard: dict[Storage, _Queues[Context, Found]] = {}
+        if self._only is not None:
+            # What most requests do, without a detour.
+            self.load = self._only.loads.add  # type: ignore[method-assign]
 
     def load(self, key: str, context: Context) -> asyncio.Future[Found]:
         """Load one record, and return what `read(context, record)` makes of it; a cancelled call is not sent."""
-        queues = self._only or self._queues_of(key)
-        return queues.loads.add(key, context)
+        return self._queues_of(key).loads.add(key, context)
 
     def save(self, write: Write, owner: object = None) -> asyncio.Future[Outcome]:
         """Write once, even if the caller is cancelled; `abandoned(owner, outcome)` is called then."""
