@@ -1,4 +1,4 @@
-"""The law that every storage obeys: three verbs over batches, and versions that no write ignores."""
+"""The storage contract: three methods over batches, and versions that no write ignores."""
 
 from __future__ import annotations
 

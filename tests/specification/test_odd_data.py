@@ -17,7 +17,7 @@ from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import Client, Serve
-from ..support.law import create, new_key
+from ..support.one_key import create, new_key
 from ..support.remote import Remote
 from .test_requests import SECRET, raw
 

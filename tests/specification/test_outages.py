@@ -23,7 +23,7 @@ from aiohttp_store import Storage, StorageUnavailable, Write, get_session, get_s
 
 from ..conftest import ONE_SERVER, STORAGES, AiohttpClient, Client
 from ..support.connections import attempts, open_sockets
-from ..support.law import new_key
+from ..support.one_key import new_key
 from ..support.proxy import Proxy
 from ..support.servers import MariaDB, Memcached, MongoDB, Redis, Server, free_port
 from ..support.ticking import ticking

@@ -16,7 +16,7 @@ from aiohttp_store.cookie import key_of_id
 
 from ..conftest import ONE_SERVER, SERVED, STORAGES, Servers, new_url
 from ..support.app import ENDING, ENDS_WITHIN, AppProcess
-from ..support.law import data_of
+from ..support.one_key import data_of
 from ..support.proxy import Proxy
 from ..support.remote import Remote
 from ..support.servers import SERVERS, Server

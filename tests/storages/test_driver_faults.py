@@ -30,7 +30,7 @@ from aiohttp_store.storages.mysql import MySQLStorage
 
 from ..conftest import PATIENCE, Servers, opening
 from ..support.connections import attempts
-from ..support.law import create, load, new_key, save
+from ..support.one_key import create, load, new_key, save
 from ..support.pages import ROOT
 from ..support.proxy import Proxy
 from ..support.servers import free_port

@@ -1,4 +1,4 @@
-"""What is particular to memcached and to aiomcache; the law itself is in test_storages.py."""
+"""What is particular to memcached and to aiomcache; the contract itself is in test_storages.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiohttp_store.storages.memcached import MemcachedOptions, MemcachedStorage
 
 from ..conftest import opening
 from ..support.certificates import make_certificates
-from ..support.law import create, load, new_key, save
+from ..support.one_key import create, load, new_key, save
 from ..support.proxy import Proxy
 from ..support.servers import Memcached, free_port
 from ..support.ticking import ticking

@@ -33,7 +33,7 @@ from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.memcached import MemcachedNodes, MemcachedStorage
 
 from ..conftest import PATIENCE, Client, Serve
-from ..support.law import create, data_of, load, save
+from ..support.one_key import create, data_of, load, save
 from ..support.servers import Memcached
 from ..support.servers import MemcachedNodes as Nodes
 from ..support.ticking import ticking

@@ -28,7 +28,7 @@ from aiohttp_store.storages.mongodb import MongoDBOptions, MongoDBStorage
 
 from ..conftest import Servers, opening
 from ..support.certificates import make_certificates
-from ..support.law import create, new_key
+from ..support.one_key import create, new_key
 from ..support.proxy import Proxy
 from ..support.servers import MongoDB
 from ..support.ticking import ticking

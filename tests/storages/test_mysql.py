@@ -29,7 +29,7 @@ from aiohttp_store.url import StorageURL
 
 from ..conftest import PATIENCE, Servers, opening
 from ..support.certificates import make_certificates
-from ..support.law import create, data_of, load, new_key, save
+from ..support.one_key import create, data_of, load, new_key, save
 from ..support.proxy import Proxy
 from ..support.servers import MariaDB
 from ..support.ticking import ticking

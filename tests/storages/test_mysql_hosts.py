@@ -23,7 +23,7 @@ from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.mysql import MySQLStorage
 
 from ..conftest import PATIENCE, Serve
-from ..support.law import create, data_of, new_key, save
+from ..support.one_key import create, data_of, new_key, save
 from ..support.proxy import Proxy
 from ..support.servers import MariaDB, free_port
 from ..support.ticking import ticking

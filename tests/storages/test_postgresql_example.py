@@ -16,7 +16,7 @@ from aiohttp_store.storages import storage_from_url
 from aiohttp_store.testing import StorageContract
 
 from ..conftest import PATIENCE, Servers
-from ..support.law import create, data_of, new_key, save
+from ..support.one_key import create, data_of, new_key, save
 from ..support.pages import PAGES
 
 PAGE = PAGES["docs/writing-a-storage.rst"]

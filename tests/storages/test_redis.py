@@ -23,7 +23,7 @@ from aiohttp_store.storages.redis import RedisOptions, RedisStorage
 
 from ..conftest import opening
 from ..support.certificates import make_certificates
-from ..support.law import create, new_key
+from ..support.one_key import create, new_key
 from ..support.proxy import Proxy
 from ..support.servers import Redis as RedisServer
 from ..support.servers import Server, free_port

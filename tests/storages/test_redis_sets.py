@@ -20,7 +20,7 @@ from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.redis import RedisStorage
 
 from ..conftest import PATIENCE, Serve, opening
-from ..support.law import create, new_key
+from ..support.one_key import create, new_key
 from ..support.servers import Redis, RedisCluster, RedisSentinels, wait_until
 from ..support.servers import Sentinel as SentinelServer
 from ..support.ticking import ticking

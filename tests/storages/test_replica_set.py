@@ -16,7 +16,7 @@ from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.mongodb import MongoDBStorage
 
 from ..conftest import PATIENCE
-from ..support.law import create, data_of, load, new_key, save
+from ..support.one_key import create, data_of, load, new_key, save
 from ..support.replica_set import NOT_PRIMARY, ReplicaSet
 from ..support.servers import MongoDB, program
 from ..support.timing import pace, within

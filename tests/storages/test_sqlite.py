@@ -27,7 +27,7 @@ from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.sqlite import SQLiteOptions, SQLiteStorage
 
 from ..conftest import PATIENCE
-from ..support.law import create, data_of, load, new_key, save
+from ..support.one_key import create, data_of, load, new_key, save
 from ..support.pages import ROOT
 from ..support.ticking import ticking
 from ..support.timing import AT_LAST, pace, until, within
@@ -173,7 +173,7 @@ import asyncio, os, sys
 from pathlib import Path
 from aiohttp_store import ConfigError, StorageUnavailable
 from aiohttp_store.storages.sqlite import SQLiteStorage
-from tests.support.law import create, data_of, new_key
+from tests.support.one_key import create, data_of, new_key
 import encodings.idna
 folder = Path(sys.argv[1])
 if os.getuid() == 0:

@@ -1,4 +1,4 @@
-"""The law of `aiohttp_store.storage`, over every storage."""
+"""The contract of `aiohttp_store.storage`, over every storage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiohttp_store.storages.memory import MemoryStorage
 from aiohttp_store.testing import StorageContract
 
 from ..conftest import ONE_SERVER, PATIENCE, STORAGES, Servers, new_url
-from ..support.law import new_key, save
+from ..support.one_key import new_key, save
 
 SWEEPING = ["mysql", "sqlite"]
 

@@ -282,7 +282,7 @@ async def test_a_storage_that_forgets_its_deadline_does_not_hold_the_batches_for
 
 
 class Odd(Gated):
-    """A storage that breaks the law."""
+    """A storage that breaks the contract."""
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         if "short" in keys:

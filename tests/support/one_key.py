@@ -1,4 +1,4 @@
-"""The verbs of a storage for one key, as its tests use them."""
+"""A storage asked for one key at a time, as its tests do."""
 
 from __future__ import annotations
 
