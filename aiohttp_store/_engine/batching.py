@@ -133,9 +133,9 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
         self._send = send
         self._now = now
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._begin()
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         self.failed = 0.0  # when the server last failed to answer
         self._end_of_turn: asyncio.Handle | None = None  # when a storage that answers at once is asked
         self._running = RunningBatches(self._storage)
@@ -143,31 +143,31 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
         self._deadlines = Deadlines(self._storage, self._expire)
 
     @abstractmethod
-    def _take(self) -> tuple[list[Item], list[Waiter]]:
+    def take(self) -> tuple[list[Item], list[Waiter]]:
         """Return the next batch, the oldest first: its items, and who waits for each of their answers."""
 
     @abstractmethod
-    def _is_waiting(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether there is anything for another batch."""
 
     @abstractmethod
-    def _deliver(self, waiters: list[Waiter], answers: Sequence[Answer]) -> None: ...
+    def deliver(self, waiters: list[Waiter], answers: Sequence[Answer]) -> None: ...
 
     @abstractmethod
-    def _fail(self, waiter: Waiter, error: Exception) -> None: ...
+    def fail(self, waiter: Waiter, error: Exception) -> None: ...
 
     def _fail_all(self, waiters: list[Waiter], error: Exception) -> None:
         if isinstance(error, StorageUnavailable):
             self.failed = asyncio.get_running_loop().time()
         for waiter in waiters:
-            self._fail(waiter, error)
+            self.fail(waiter, error)
 
     def _wait(self) -> asyncio.Future[Found]:
         """Return the future of one call, with its deadline set and a flush on its way."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # at first, and where a bare middleware outlives its loop
             self._loop = loop
-            self._begin()
+            self.begin()
         future: asyncio.Future[Found] = loop.create_future()
         if self._now is None:
             self._schedule.request()
@@ -179,7 +179,7 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
     async def finish(self) -> None:
         if self._now is not None:
             self._flush_now()
-        while self._is_waiting() or self._running:
+        while self.is_waiting() or self._running:
             self._running.forget_ended()
             if not self._running:
                 self._flush()
@@ -188,8 +188,8 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
     async def stop(self) -> None:
         self._deadlines.stop_timer()
         self._schedule.cancel()
-        while self._is_waiting():
-            self._fail_all(self._take()[1], timed_out(self._storage))
+        while self.is_waiting():
+            self._fail_all(self.take()[1], timed_out(self._storage))
         await self._running.stop()
 
     def _expire(self) -> None:
@@ -201,20 +201,20 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
         self._running.stop_late(now)
         if self._deadlines or self._running:
             self._deadlines.start_timer()
-        if self._is_waiting() and not self._running:
+        if self.is_waiting() and not self._running:
             self._flush()
 
     def _flush_now(self) -> None:
         self._end_of_turn = None
-        while self._is_waiting():
-            items, waiters = self._take()
+        while self.is_waiting():
+            items, waiters = self.take()
             if items:
                 self._answer_now(items, waiters)
 
     def _answer_now(self, items: list[Item], waiters: list[Waiter]) -> None:
         assert self._now is not None
         try:
-            self._deliver(waiters, self._now(items))
+            self.deliver(waiters, self._now(items))
         except Exception as error:  # noqa: BLE001  (whatever a storage raises belongs to those who wait)
             if len(items) == 1 or isinstance(error, StorageUnavailable):
                 self._fail_all(waiters, error)
@@ -230,7 +230,7 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
 
     async def _send_batch(self) -> None:
         try:
-            items, waiters = self._take()
+            items, waiters = self.take()
             self._schedule.was_shared = len(items) > 1
             self._reschedule(0)
             if items:
@@ -241,14 +241,14 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
 
     def _reschedule(self, turns: int) -> None:
         """Replace the scheduled flush, which may have been for calls that are gone: it would hold up whoever comes."""
-        if self._is_waiting():
+        if self.is_waiting():
             self._schedule.replace(turns)
         else:
             self._schedule.cancel()
 
     async def _answer(self, items: list[Item], waiters: list[Waiter]) -> None:
         try:
-            self._deliver(waiters, await self._send(items))
+            self.deliver(waiters, await self._send(items))
         except (asyncio.CancelledError, TimeoutError) as stopped:
             self._fail_all(waiters, timed_out(self._storage))
             if isinstance(stopped, asyncio.CancelledError):
@@ -283,8 +283,8 @@ class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found],
         super().__init__(storage, storage.load, storage.load_now if isinstance(storage, Immediate) else None)
         self._read = read
 
-    def _begin(self) -> None:
-        super()._begin()
+    def begin(self) -> None:
+        super().begin()
         self._waiting: dict[str, list[_Load[Context, Found]]] = {}
 
     def add(self, key: str, context: Context) -> asyncio.Future[Found]:
@@ -297,10 +297,10 @@ class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found],
             loads.append(load)
         return future
 
-    def _is_waiting(self) -> bool:
+    def is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def _take(self) -> tuple[list[str], list[list[_Load[Context, Found]]]]:
+    def take(self) -> tuple[list[str], list[list[_Load[Context, Found]]]]:
         waiting = self._waiting
         if len(waiting) <= MAX_KEYS:
             self._waiting = {}
@@ -311,7 +311,7 @@ class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found],
                 del waiting[key]
         return list(waiting), list(waiting.values())
 
-    def _deliver(self, waiters: list[list[_Load[Context, Found]]], answers: Sequence[Record | None]) -> None:
+    def deliver(self, waiters: list[list[_Load[Context, Found]]], answers: Sequence[Record | None]) -> None:
         read = self._read
         for loads, record in zip(waiters, answers, strict=True):
             for future, context in loads:
@@ -321,7 +321,7 @@ class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found],
                     except Exception as error:  # noqa: BLE001  (it belongs to this caller)
                         future.set_exception(error)
 
-    def _fail(self, waiter: list[_Load[Context, Found]], error: Exception) -> None:
+    def fail(self, waiter: list[_Load[Context, Found]], error: Exception) -> None:
         for future, _ in waiter:
             if not future.done():
                 future.set_exception(_own(error))
@@ -349,8 +349,8 @@ class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
         super().__init__(storage, send, now)
         self._abandoned = abandoned
 
-    def _begin(self) -> None:
-        super()._begin()
+    def begin(self) -> None:
+        super().begin()
         self._waiting: deque[_PendingWrite[Item, Answer]] = deque()
 
     def add(self, item: Item, key: str, size: int, owner: object) -> asyncio.Future[Answer]:
@@ -359,17 +359,17 @@ class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
         self._waiting.append(_PendingWrite(item, key, size, until, future, owner))
         return future
 
-    def _is_waiting(self) -> bool:
+    def is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def _take(self) -> tuple[list[Item], list[_PendingWrite[Item, Answer]]]:
+    def take(self) -> tuple[list[Item], list[_PendingWrite[Item, Answer]]]:
         waiting, room = self._waiting, MAX_BYTES
         taken: dict[str, _PendingWrite[Item, Answer]] = {}
         later, now = [], asyncio.get_running_loop().time()
         while waiting and len(taken) < MAX_KEYS and (waiting[0].size <= room or not taken):
             pending = waiting.popleft()
             if pending.until <= now:  # its caller has been told
-                self._fail(pending, timed_out(self._storage))
+                self.fail(pending, timed_out(self._storage))
             elif pending.key in taken:
                 later.append(pending)
             else:
@@ -378,14 +378,14 @@ class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
         waiting.extendleft(reversed(later))
         return [pending.item for pending in taken.values()], list(taken.values())
 
-    def _deliver(self, waiters: list[_PendingWrite[Item, Answer]], answers: Sequence[Answer]) -> None:
+    def deliver(self, waiters: list[_PendingWrite[Item, Answer]], answers: Sequence[Answer]) -> None:
         for pending, answer in zip(waiters, answers, strict=True):
             if not pending.future.done():
                 pending.future.set_result(answer)
             elif pending.owner is not None and pending.future.cancelled():
                 self._abandoned(pending.owner, answer)
 
-    def _fail(self, waiter: _PendingWrite[Item, Answer], error: Exception) -> None:
+    def fail(self, waiter: _PendingWrite[Item, Answer], error: Exception) -> None:
         if not waiter.future.done():
             waiter.future.set_exception(_own(error))
         elif waiter.owner is not None and waiter.future.cancelled():

@@ -156,10 +156,10 @@ class SealedCookieStorage(AbstractStorage):
         super().__init__(**options)
 
     @abstractmethod
-    def _seal(self, data: bytes) -> bytes: ...
+    def seal(self, data: bytes) -> bytes: ...
 
     @abstractmethod
-    def _unseal(self, cookie: bytes) -> bytes:
+    def unseal(self, cookie: bytes) -> bytes:
         """Give what was sealed; any exception means that these bytes were not, or too long ago."""
 
     async def load_session(self, request: web.Request) -> Session:
@@ -168,7 +168,7 @@ class SealedCookieStorage(AbstractStorage):
         if cookie is None:
             return await self.new_session()
         try:
-            data = self._decoder(self._unseal(cookie.encode()).decode())
+            data = self._decoder(self.unseal(cookie.encode()).decode())
         except Exception as error:  # noqa: BLE001  (whatever a visitor can make a library raise)
             reason = type(error).__name__
             log_throttled(logger.warning, "a session's cookie cannot be opened (%s); its visitor is anonymous", reason)
@@ -178,5 +178,5 @@ class SealedCookieStorage(AbstractStorage):
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         """Seal the data and set the cookie; that of an empty session is cleared."""
         data = self._get_session_data(session)
-        sealed = self._seal(self._encoder(data).encode()).decode() if data else ""
+        sealed = self.seal(self._encoder(data).encode()).decode() if data else ""
         self.save_cookie(response, sealed, max_age=session.max_age)

@@ -35,8 +35,8 @@ class EncryptedCookieStorage(SealedCookieStorage):
             secret_key = urlsafe_b64encode(secret_key)
         self._fernet = secret_key if isinstance(secret_key, fernet.Fernet) else fernet.Fernet(secret_key)
 
-    def _seal(self, data: bytes) -> bytes:
+    def seal(self, data: bytes) -> bytes:
         return self._fernet.encrypt(data)
 
-    def _unseal(self, cookie: bytes) -> bytes:
+    def unseal(self, cookie: bytes) -> bytes:
         return self._fernet.decrypt(cookie)

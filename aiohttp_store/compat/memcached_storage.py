@@ -42,11 +42,11 @@ class MemcachedStorage(RecordStorage):
         super().__init__(key_factory, **options)
         self.conn = memcached_conn
 
-    async def _get(self, key: str) -> bytes | None:
+    async def get_record(self, key: str) -> bytes | None:
         with self._answering(ClientException, OSError):
             return await self.conn.get(key.encode())
 
-    async def _set(self, key: str, record: str, lasts: int | None, *, must_exist: bool) -> bool:
+    async def set_record(self, key: str, record: str, lasts: int | None, *, must_exist: bool) -> bool:
         expires = lasts or 0
         if expires > MAX_RELATIVE:
             expires += int(time.time())
@@ -54,6 +54,6 @@ class MemcachedStorage(RecordStorage):
         with self._answering(ClientException, OSError):
             return await write(key.encode(), record.encode(), exptime=expires)
 
-    async def _delete(self, key: str) -> None:
+    async def delete_record(self, key: str) -> None:
         with self._answering(ClientException, OSError):
             await self.conn.delete(key.encode())

@@ -33,8 +33,8 @@ class NaClCookieStorage(SealedCookieStorage):
         """Give an empty session that is not stored."""
         return Session(None, data=None, new=True, max_age=self.max_age)
 
-    def _seal(self, data: bytes) -> bytes:
+    def seal(self, data: bytes) -> bytes:
         return self._secretbox.encrypt(data, encoder=Base64Encoder)
 
-    def _unseal(self, cookie: bytes) -> bytes:
+    def unseal(self, cookie: bytes) -> bytes:
         return self._secretbox.decrypt(cookie, encoder=Base64Encoder)

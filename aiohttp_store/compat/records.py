@@ -35,20 +35,20 @@ class RecordStorage(AbstractStorage):
         self._key_factory = key_factory
 
     @abstractmethod
-    async def _get(self, key: str) -> bytes | str | None: ...
+    async def get_record(self, key: str) -> bytes | str | None: ...
 
     @abstractmethod
-    async def _set(self, key: str, record: str, lasts: int | None, *, must_exist: bool) -> bool:
+    async def set_record(self, key: str, record: str, lasts: int | None, *, must_exist: bool) -> bool:
         """Store for so many seconds, and tell whether it was: with `must_exist`, not where nothing is stored."""
 
     @abstractmethod
-    async def _delete(self, key: str) -> None: ...
+    async def delete_record(self, key: str) -> None: ...
 
     async def load_session(self, request: web.Request) -> Session:
         """Read the record of the id in the cookie; what is no session's record makes a new session."""
         cookie = self.load_cookie(request)
         key = self._key(cookie)
-        record = await self._get(key) if _KEY.fullmatch(key) else None
+        record = await self.get_record(key) if _KEY.fullmatch(key) else None
         if cookie is None or record is None:
             return await self.new_session()
         return Session(cookie, data=self._decode(record), new=False, max_age=self.max_age)
@@ -61,7 +61,7 @@ class RecordStorage(AbstractStorage):
         identity, lasts = session.identity, None if session.max_age is None else math.ceil(session.max_age)
         if session.empty or (lasts is not None and lasts <= 0):
             if identity is not None:
-                await self._delete(self._key(identity))
+                await self.delete_record(self._key(identity))
                 self.save_cookie(response, "")
             return
         if identity is None:
@@ -69,7 +69,7 @@ class RecordStorage(AbstractStorage):
         record = self._encoder(self._get_session_data(session))
         kept = kept_of(session)
         must_exist = kept.kept_under is not None
-        if not await self._set(self._key(identity), record, lasts, must_exist=must_exist):
+        if not await self.set_record(self._key(identity), record, lasts, must_exist=must_exist):
             kept.is_gone = True
             return
         kept.identity = kept.kept_under = identity

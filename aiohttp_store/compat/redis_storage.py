@@ -43,7 +43,7 @@ class RedisStorage(RecordStorage):
         super().__init__(key_factory, **options)
         self._redis = redis_pool
 
-    async def _get(self, key: str) -> bytes | str | None:
+    async def get_record(self, key: str) -> bytes | str | None:
         with self._answering(RedisError, OSError):
             try:
                 found: bytes | str | None = await self._redis.get(key)
@@ -53,10 +53,10 @@ class RedisStorage(RecordStorage):
                 return None
             return found
 
-    async def _set(self, key: str, record: str, lasts: int | None, *, must_exist: bool) -> bool:
+    async def set_record(self, key: str, record: str, lasts: int | None, *, must_exist: bool) -> bool:
         with self._answering(RedisError, OSError):
             return bool(await self._redis.set(key, record, ex=lasts, xx=must_exist))
 
-    async def _delete(self, key: str) -> None:
+    async def delete_record(self, key: str) -> None:
         with self._answering(RedisError, OSError):
             await self._redis.delete(key)

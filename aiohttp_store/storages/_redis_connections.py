@@ -98,14 +98,14 @@ class Connections:
             connection.ssl_context.context = self.context  # else each connection reads the files again
         try:
             await connection.connect()
-            await self._check(connection)
+            await self.check(connection)
             return _Link(connection, connection._writer.transport)  # noqa: SLF001  (redis-py has no other way)
         except BaseException:
             if connection.is_connected:
                 _abort(_Link(connection, connection._writer.transport))  # noqa: SLF001  (redis-py has no other way)
             raise
 
-    async def _check(self, connection: Any) -> None:
+    async def check(self, connection: Any) -> None:
         """Refuse a server that is not the one that is wanted.
 
         Raises:
@@ -218,7 +218,7 @@ class SentinelConnections(Connections):
             self._sentinel = Sentinel(self._addresses, sentinel_kwargs=self._sentinel_settings)  # type: ignore[no-untyped-call]
         super().open()
 
-    async def _check(self, connection: Any) -> None:
+    async def check(self, connection: Any) -> None:
         """Refuse a server that does not think itself the primary: a sentinel may be late."""
         await connection.send_command("ROLE")
         role = (await connection.read_response())[0].decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import email
+import inspect
 import os
 import re
 import runpy
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import Message
+from importlib import import_module
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -331,6 +333,18 @@ def test_each_file_imports_only_what_stands_above_it_in_the_guide() -> None:
         name = str(path.relative_to(PACKAGE))
         for other in imported_by(name):
             assert layer_of(other, layers) <= layer_of(name, layers), f"{name} imports {other}"
+
+
+def test_no_class_overrides_another_ones_private_method() -> None:
+    classes: set[type] = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = import_module(".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)))
+        classes |= {one for _, one in inspect.getmembers(module, inspect.isclass) if one.__module__ == module.__name__}
+    for one in classes:
+        for base in one.__mro__[1:]:
+            if base in classes:
+                shared = {name for name, value in vars(one).items() if callable(value)} & vars(base).keys()
+                assert not {name for name in shared if name.startswith("_") and not name.endswith("_")}, one
 
 
 def test_a_session_knows_nothing_of_storages_and_a_storage_nothing_of_sessions() -> None:
