@@ -258,7 +258,8 @@ class SessionState:
         if self.settle(len(before.asked), written) and fork is not before:
             mine, merged = self.data, merge(before.data, self.data, fork.data)
             # What is the same stays the very object, as a handler may hold it.
-            self.data = {key: mine[key] if is_same(mine.get(key), value) else value for key, value in merged.items()}
+            kept = {key for key in mine.keys() & merged.keys() if is_same(mine[key], merged[key])}
+            self.data = {key: mine[key] if key in kept else value for key, value in merged.items()}
             if self.created == before.created:
                 self.created = fork.created
             if self.idle_timeout == before.idle_timeout:

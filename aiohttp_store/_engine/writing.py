@@ -187,10 +187,11 @@ class SessionWriter:
         if newest is None and change is None:
             fork = state.fork(state.data)
             return fork, fork
-        before = state.fork(self._codec.copy(state.data))
-        if not is_same(before.data, state.data):  # as a tuple, which comes back as a list
-            state.data = self._codec.copy(state.data)
-        return before, state.fork(self._codec.copy(before.data))
+        before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))
+        for key, value in self._codec.copy(state.data).items():
+            if not is_same(state.data[key], value):  # as a tuple, which comes back as a list
+                state.data[key] = value
+        return before, fork
 
     def _prepare(
         self, fork: SessionState, newest: Snapshot | None, change: Callable[[SessionState], T] | None

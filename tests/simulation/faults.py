@@ -128,8 +128,8 @@ FAULTS = [
     Fault(
         "what a refused change did is kept",
         "_engine/writing.py",
-        "return before, state.fork(self._codec.copy(before.data))",
-        "return before, state.fork(state.data)",
+        "before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))",
+        "before, fork = state.fork(self._codec.copy(state.data)), state.fork(state.data)",
     ),
     Fault(
         "a wrong guess is taken for a success",

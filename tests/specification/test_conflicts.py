@@ -726,6 +726,21 @@ async def test_an_apply_that_failed_leaves_nothing_behind(serve: Serve) -> None:
     assert await shown(client) == {"a": 1, "n": 5, "pending": 1}
 
 
+async def test_what_apply_sets_is_seen_at_once_and_what_it_leaves_alone_is_the_same_object(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["cart"], session["pair"] = [], (1, 2)
+        cart = session["cart"]
+        await session.apply(lambda session: session.update(nothing=None, pair=[3]))
+        assert dict(session) == {"cart": [], "pair": [3], "nothing": None}
+        cart.append("tea")
+        return web.Response()
+
+    client = await serve(handler, show, storage=Remote())
+    assert await send(client, "/handler") == 200
+    assert await shown(client) == {"cart": ["tea"], "pair": [3], "nothing": None}
+
+
 async def test_an_apply_whose_change_ends_the_session_and_fails_takes_all_of_it_back(serve: Serve) -> None:
     def end(session: Session) -> None:
         session.invalidate()
