@@ -132,7 +132,7 @@ class MongoDBStorage(Storage):
 
     async def read_legacy(self, key: str) -> Any:
         """Read aiohttp-session-mongo's document: `data`, and `expire`, a date in UTC or null."""
-        legacy = self._former_collection()
+        legacy = self._legacy_collection()
         async with self.answering(PyMongoError):
             found = await self._twice(partial(legacy.find_one, {"_id": key.encode()}))
         expire = found and found.get("expire")
@@ -140,11 +140,11 @@ class MongoDBStorage(Storage):
         return None if found is None or is_over else found.get("data")
 
     async def remove_legacy(self, key: str) -> None:
-        legacy = self._former_collection()
+        legacy = self._legacy_collection()
         async with self.answering(PyMongoError):
             await self._twice(partial(legacy.delete_one, {"_id": key.encode()}))
 
-    def _former_collection(self) -> Any:
+    def _legacy_collection(self) -> Any:
         collection = self._collection.database.get_collection(self._options.migrate_collection)
         return collection.with_options(
             codec_options=CodecOptions(),
