@@ -271,12 +271,11 @@ class _Queue(ABC, Generic[Item, Answer, Waiter, Found]):
             self._fail_all([waiter for _, waiter in rest], timed_out(self._storage))
 
 
-class _Load(NamedTuple, Generic[Context, Found]):
-    future: asyncio.Future[Found]
-    context: Context
+_Loads = list[tuple[asyncio.Future[Found], Context]]
+"""Who waits for one record, and what each makes of it. No tuples with names: this is done with every request."""
 
 
-class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found], Generic[Context, Found]):
+class _LoadQueue(_Queue[str, Record | None, _Loads[Found, Context], Found], Generic[Context, Found]):
     """Loads; those of one key share its record."""
 
     def __init__(self, storage: Storage, read: Callable[[Context, Record | None], Found]) -> None:
@@ -285,33 +284,32 @@ class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found],
 
     def begin(self) -> None:
         super().begin()
-        self._waiting: dict[str, list[_Load[Context, Found]]] = {}
+        self._waiting: dict[str, _Loads[Found, Context]] = {}
 
     def add(self, key: str, context: Context) -> asyncio.Future[Found]:
         future = self._wait()
-        load = _Load(future, context)
         loads = self._waiting.get(key)
         if loads is None:
-            self._waiting[key] = [load]
+            self._waiting[key] = [(future, context)]
         else:
-            loads.append(load)
+            loads.append((future, context))
         return future
 
     def is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def take(self) -> tuple[list[str], list[list[_Load[Context, Found]]]]:
+    def take(self) -> tuple[list[str], list[_Loads[Found, Context]]]:
         waiting = self._waiting
         if len(waiting) <= MAX_KEYS:
             self._waiting = {}
         else:
             waiting = {key: waiting.pop(key) for key in list(islice(waiting, MAX_KEYS))}
         for key, loads in list(waiting.items()):
-            if loads[0].future.done() and all(load.future.done() for load in loads):  # all were cancelled
+            if loads[0][0].done() and all(future.done() for future, _ in loads):  # all were cancelled
                 del waiting[key]
         return list(waiting), list(waiting.values())
 
-    def deliver(self, waiters: list[list[_Load[Context, Found]]], answers: Sequence[Record | None]) -> None:
+    def deliver(self, waiters: list[_Loads[Found, Context]], answers: Sequence[Record | None]) -> None:
         read = self._read
         for loads, record in zip(waiters, answers, strict=True):
             for future, context in loads:
@@ -321,7 +319,7 @@ class _LoadQueue(_Queue[str, Record | None, list[_Load[Context, Found]], Found],
                     except Exception as error:  # noqa: BLE001  (it belongs to this caller)
                         future.set_exception(error)
 
-    def fail(self, waiter: list[_Load[Context, Found]], error: Exception) -> None:
+    def fail(self, waiter: _Loads[Found, Context], error: Exception) -> None:
         for future, _ in waiter:
             if not future.done():
                 future.set_exception(_own(error))

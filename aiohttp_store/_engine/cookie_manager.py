@@ -16,7 +16,7 @@ from ..session import Duration, Session
 from ..url import StorageURL
 from .cookie_writer import CookieWriter
 from .lifetimes import IDLE_TIMEOUT, Lifetimes
-from .manager import checked_cookie, make_session, one_that_lives
+from .manager import checked_cookie, one_that_lives
 from .sealing import LEAST, Seal, new_id, pack, unpack
 from .session_codec import SessionCodec
 from .state import RENEW, SAVE, End, SessionState, Snapshot, refuse
@@ -71,7 +71,7 @@ class CookieSessionManager:
                 "leave it out, or use a storage on a server"
             )
         cookie = checked_cookie(cookie)
-        self.present: Callable[[web.BaseRequest, SessionState], Session] = make_session
+        self.present: Callable[[SessionState], Session] = Session
         self.codec = SessionCodec(codec)
         self.lifetimes = Lifetimes(idle_timeout, lifetime)
         self._seal = Seal(cookie.name, secret)

@@ -22,7 +22,7 @@ from .session_codec import SessionCodec
 from .state import SAVE, End, SessionState, Snapshot
 from .writing import OnConflict, SessionWriter
 
-__all__ = ["Options", "StorageSessionManager", "Takeover", "checked_cookie", "make_session", "one_that_lives"]
+__all__ = ["Options", "StorageSessionManager", "Takeover", "checked_cookie", "one_that_lives"]
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class StorageSessionManager:
             raise ConfigError(f"on_conflict={on_conflict!r} must be 'merge', 'overwrite' or 'raise'")
         cookie = checked_cookie(cookie)
         self.storage = storage
-        self.present: Callable[[web.BaseRequest, SessionState], Session] = make_session
+        self.present: Callable[[SessionState], Session] = Session
         self.codec = SessionCodec(codec)
         self.lifetimes = Lifetimes(idle_timeout, lifetime)
         self.access = StorageAccess(storage)
@@ -264,11 +264,6 @@ class StorageSessionManager:
 
     def _value_of(self, snapshot: Snapshot) -> str:
         return self._reader.value(snapshot.id)
-
-
-def make_session(_request: web.BaseRequest, state: SessionState) -> Session:
-    """Return the session that a handler sees."""
-    return Session(state)
 
 
 def checked_cookie(cookie: Cookie | None) -> Cookie:

@@ -63,7 +63,7 @@ class SessionManager(Protocol[State]):
         """Return, when it is awaited, the session of the request's cookie, or a new one."""
 
     @property
-    def present(self) -> Callable[[web.Request, State], Any]:
+    def present(self) -> Callable[[State], Any]:
         """Returns the session that a handler sees."""
 
     async def new(self, request: web.BaseRequest, old: State | None) -> State:

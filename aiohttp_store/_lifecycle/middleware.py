@@ -22,7 +22,7 @@ from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
-from .request_state import MANAGER, REQUEST_STATE, RequestState, end, have
+from .request_state import MANAGER, REQUEST_STATE, RequestState, begin, end, have
 
 __all__ = [
     "apps_below",
@@ -84,7 +84,7 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
                     if not waiter.done():
                         waiter.set_result(None)
             if visit.session is None:  # else new_session was called meanwhile
-                have(visit, request, state)
+                have(visit, state)
     return visit.session
 
 
@@ -111,7 +111,7 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
     if request is not visit.received:
         visit.request = request
     visit.extends = True
-    return have(visit, request, await visit.manager.new(request, visit.state))
+    return have(visit, await visit.manager.new(request, visit.state))
 
 
 def get_storage(app: web.Application) -> Storage:
@@ -215,7 +215,7 @@ def _middleware(manager: SessionManager[Any]) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         outer: RequestState | None = request.get(REQUEST_STATE) if len(request) else None
-        visit = request[REQUEST_STATE] = RequestState(manager, outer, request)
+        visit = request[REQUEST_STATE] = begin(manager, outer, request)
         try:
             try:
                 response = await handler(request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -12,13 +11,13 @@ from .._engine.state import Apart, SessionManager
 from ..errors import StorageUnavailable
 from ..session import Session
 
-__all__ = ["MANAGER", "REQUEST_STATE", "RequestState", "end", "have"]
+__all__ = ["MANAGER", "REQUEST_STATE", "RequestState", "begin", "end", "have"]
 
 
-@dataclass(eq=False)
 class RequestState:
     """What a request knows of its session; a sub-app's own is linked to its parent's."""
 
+    # What most requests never change stands here once, and not in each of them.
     manager: SessionManager[Any]
     outer: RequestState | None
     received: web.Request | None
@@ -39,11 +38,18 @@ class RequestState:
     """The request counts as use of the session."""
 
 
-def have(visit: RequestState, request: web.Request, state: Any, session: Session | None = None) -> Session:
+def begin(manager: SessionManager[Any], outer: RequestState | None, received: web.Request) -> RequestState:
+    """Return the state of a request that has just come."""
+    visit = RequestState()
+    visit.manager, visit.outer, visit.received = manager, outer, received
+    return visit
+
+
+def have(visit: RequestState, state: Any, session: Session | None = None) -> Session:
     """Take a session for that of a request, and return what the handler sees of it."""
     state.request = visit
     visit.state = state
-    visit.session = visit.manager.present(request, state) if session is None else session
+    visit.session = visit.manager.present(state) if session is None else session
     return visit.session
 
 

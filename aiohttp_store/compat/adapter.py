@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from .. import compat
 from .._engine.manager import Options
 from .._engine.state import SessionState
+from .._lifecycle.request_state import RequestState
 from .._log import log_throttled, logger
 from ..cookie import Cookie, add_vary, forbid_caching
 from ..errors import ConfigError, StorageUnavailable
@@ -60,10 +61,10 @@ class AiohttpSessionAdapter:
         """Return the seconds since the epoch."""
         return time.time()
 
-    def present(self, request: web.BaseRequest, kept: Kept) -> Session:
+    def present(self, kept: Kept) -> Session:
         """Return the session that the storage made, and put it where libraries look for it."""
-        put(request, compat.SESSION_KEY, kept.session)
-        put(request, compat.STORAGE_KEY, self.storage)
+        put(kept.http_request, compat.SESSION_KEY, kept.session)
+        put(kept.http_request, compat.STORAGE_KEY, self.storage)
         return kept.session
 
     async def load(self, request: web.BaseRequest) -> Kept:
@@ -222,10 +223,11 @@ def put(request: web.BaseRequest, name: str, value: object) -> None:
     request._state[name] = value  # noqa: SLF001  (aiohttp has no other way)
 
 
-def make_session(request: web.BaseRequest, state: SessionState) -> StoredSession:
+def make_session(state: SessionState) -> StoredSession:
     """Return one of our own sessions, and put it where libraries look for aiohttp-session's."""
-    session = StoredSession(state)
-    put(request, compat.SESSION_KEY, session)
+    session, visit = StoredSession(state), state.request
+    if isinstance(visit, RequestState) and visit.received is not None:
+        put(visit.request or visit.received, compat.SESSION_KEY, session)
     return session
 
 

@@ -17,7 +17,7 @@ from yarl import URL
 from .._engine.manager import StorageSessionManager
 from .._engine.state import SessionState, Snapshot
 from .._lifecycle.middleware import apps_below
-from .._lifecycle.request_state import MANAGER, REQUEST_STATE, RequestState, have
+from .._lifecycle.request_state import MANAGER, REQUEST_STATE, begin, have
 from ..session import Duration, Session, seconds
 from ..storage import Saved, Write
 from ..storages.memory import MemoryStorage
@@ -58,7 +58,7 @@ async def sign_in(
     _leave_out_foreign_domain(manager, url)
     request, response = _request(url), web.Response()
     state = await manager.new(request, None)
-    session = manager.present(request, state)
+    session = manager.present(state)
     session.update(data)
     if idle_timeout is not None:
         session.idle_timeout = idle_timeout
@@ -82,7 +82,7 @@ async def session_of(client: Client, *, app: web.Application | None = None) -> d
     """
     manager, url = _manager(client, app), _url(client)
     request = _request(url, _sent(client, url.with_path(manager.cookie.path)))
-    return dict(manager.present(request, await manager.load(request)))
+    return dict(manager.present(await manager.load(request)))
 
 
 class PresetSession(Session[Any]):
@@ -143,8 +143,8 @@ def set_session(request: web.Request, data: Mapping[str, Any] | None = None) -> 
         snapshot = Snapshot(session_id, key, outcome.version, envelope)
         state = SessionState(manager, manager.codec.decode(payload), snapshot)
     session = PresetSession(state, manager.codec.copy(state.data))
-    visit = request[REQUEST_STATE] = RequestState(manager, None, request)
-    have(visit, request, state, session)
+    visit = request[REQUEST_STATE] = begin(manager, None, request)
+    have(visit, state, session)
     return session
 
 
