@@ -79,7 +79,8 @@ class SessionWriter:
         self.locks: WriterLock[Snapshot] = WriterLock()
 
     async def save(self, state: SessionState) -> None:
-        """Write what there is to be written at the end of a request, and what its tasks do meanwhile."""
+        """Write what there is to be written at the end of a request, and what its tasks do meanwhile: in one budget."""
+        ends = None
         for _ in range(LAST_WRITES):
             draft = None
             if not state.asked or state.only_saves:
@@ -90,10 +91,10 @@ class SessionWriter:
             snapshot = state.snapshot
             names = (id(state),) if snapshot is None else (id(state), snapshot.key)
             try:
-                if draft is not None and self._access.is_open and self.locks.try_acquire(*names):
+                is_first, ends = ends is None, ends or asyncio.get_running_loop().time() + self._access.storage.timeout
+                if is_first and draft is not None and self._access.is_open and self.locks.try_acquire(*names):
                     # As most requests end: by one write that nobody competes with. It is carried out even if the
                     # request is cancelled, and needs no task for that.
-                    ends = asyncio.get_running_loop().time() + self._access.storage.timeout
                     asked = len(state.asked)
                     try:
                         outcome = await self._attempt(state, draft, state)
@@ -106,7 +107,7 @@ class SessionWriter:
                     else:
                         self._lose(state, asked)
                 else:
-                    await self._background.shield(self.write(state))
+                    await self._background.shield(self.write(state, ends=ends))
             finally:
                 is_changed = state.asked or state.clean_until == 0 or state.dirty & EXPOSED
                 state.clean_until = 0.0
