@@ -276,6 +276,8 @@ class SessionState:
             if written is not None and End(written.key) not in self.asked:
                 self.asked = (End(written.key), *self.asked)
             return False
+        if written is None and self.snapshot is not None:  # it was emptied: what comes now begins under another id
+            self.created = self.manager.now()
         self.snapshot = written
         return True
 

@@ -92,6 +92,22 @@ async def visitor(serve: Serve, storage_url: str) -> Visitor:
     return Visitor(await serve(*HANDLERS, storage=storage_url, idle_timeout=HOUR, lifetime=DAY))
 
 
+async def test_what_is_written_after_a_session_was_emptied_and_saved_has_a_lifetime_of_its_own(serve: Serve) -> None:
+    async def refill(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session.clear()
+        await session.save()
+        session["b"] = 2
+        return web.Response()
+
+    visitor = Visitor(await serve(*HANDLERS, refill, storage="memory://", idle_timeout=DAY, lifetime=DAY))
+    await visitor.get("/begin")
+    visitor.wait(DAY - HOUR)
+    await visitor.get("/refill")
+    visitor.wait(2 * HOUR)
+    assert await visitor.get("/read") == {"b": 2}
+
+
 async def test_a_session_that_is_unused_for_its_idle_timeout_ends(visitor: Visitor) -> None:
     await visitor.get("/begin")
     visitor.wait(HOUR - 1)
