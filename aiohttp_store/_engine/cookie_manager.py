@@ -186,7 +186,10 @@ class CookieSessionManager:
         elif self.lifetimes.is_over(snapshot.envelope):
             state.lose(0)
         else:
+            asked = state.asked
             state.read_again(SessionState(self, self.codec.decode(snapshot.envelope.payload), snapshot))
+            if SAVE in asked:  # as for a cookie that an older secret has sealed
+                state.ask(SAVE)
 
     def _write(self, state: SessionState) -> None:
         """Seal what the session holds, if the browser does not hold it yet."""

@@ -81,6 +81,8 @@ class SessionWriter:
     async def save(self, state: SessionState) -> None:
         """Write what there is to be written at the end of a request, and what its tasks do meanwhile: in one budget."""
         ends = None
+        if state.is_gone and not state.has_ended:
+            return
         for _ in range(LAST_WRITES):
             draft = None
             if not state.asked or state.only_saves:
@@ -165,7 +167,7 @@ class SessionWriter:
                     if is_fresh:
                         raise
                     rests_on, newest, is_fresh = newest or state.snapshot, await self._read_again(state), True
-                    if not state.is_gone and (newest is None or newest == rests_on):
+                    if not state.is_gone and (newest is None or rests_on is None or newest.version == rests_on.version):
                         raise
                     continue
                 if isinstance(outcome, Conflict):
@@ -176,7 +178,7 @@ class SessionWriter:
                 else:
                     state.adopt(before, fork, outcome)
                     break
-            if state.is_gone and state.has_ended:  # it was abandoned meanwhile, so that nobody else does it
+            if state.is_gone:  # if it was abandoned meanwhile, nobody else ends what it has become
                 await self._end(state, state, ended)
                 state.settle(len(state.asked), state.snapshot)
         return result
@@ -190,7 +192,7 @@ class SessionWriter:
             return fork, fork
         before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))
         for key, value in self._codec.copy(state.data).items():
-            if not is_same(state.data[key], value):  # as a tuple, which comes back as a list
+            if not is_same(state.data.get(key), value):  # as a tuple, which comes back as a list
                 state.data[key] = value
         return before, fork
 

@@ -126,7 +126,6 @@ class SessionTakeover:
         ttl = LEAST_TTL if await self._source.read_legacy(key) is None else self._ttl
         successor = await self._redirect(old_id, secrets.token_urlsafe(32), ttl)
         await self._source.remove_legacy(key)
-        self._old_ids.pop(state, None)
         return self._writer.key_of(successor)
 
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
