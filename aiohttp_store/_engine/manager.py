@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
     lifetime: Duration | None
     """Seconds or `timedelta` after which a session ends, however busy it is; `None`, the default, sets no bound."""
     on_conflict: OnConflict
-    """What is done when another request has changed the session meanwhile.
+    """What to do if another request has changed the session since it was loaded.
 
     `"merge"`, the default, merges both changes key by key; `"overwrite"` lets the last one win; `"raise"` raises
     `SessionConflict`, which becomes a 409. Under `cookie://` only `"overwrite"` is possible, and the default.

@@ -46,7 +46,7 @@ class Seal:
         return _as_text(drawn + self._cipher(self._roots[0], salt).encrypt(nonce, content, self._name))
 
     def open(self, value: str) -> tuple[bytes, bool] | None:
-        """Give the content, and whether an older secret sealed it; `None` for what is not ours, or of another name."""
+        """Return the content, and whether an older secret sealed it; `None` if it is not ours, or has another name."""
         try:
             sealed = _as_bytes(value)
         except binascii.Error:

@@ -232,7 +232,7 @@ class SessionState:
         self.is_gone = True
 
     def be_unknown_to_browser(self) -> None:
-        """Have the cookie sent again, as the browser holds an older one."""
+        """Send the cookie again, because the browser holds an older one."""
         self.clean_until = 0.0
         self.held = UNKNOWN
 

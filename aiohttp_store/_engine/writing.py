@@ -31,7 +31,7 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
 LAST_WRITES = 8
-"""How often a session is written at the end of its request, whose other tasks change it each time meanwhile."""
+"""Writes at the end of a request at most, if its other tasks change the session during each of them."""
 
 
 class _Contest:
@@ -327,7 +327,7 @@ class SessionWriter:
         return None
 
     async def _renew(self, state: SessionState, snapshot: Snapshot, draft: bytes) -> Snapshot | Conflict | Gone | None:
-        """Store under a new id, then end the old one on condition that nobody touched it meanwhile.
+        """Store under a new id, then end the old one, unless somebody has changed it since.
 
         It is overwritten before it is deleted: a write whose answer was lost finds its own version when it is tried
         again, where a removal finds nothing, and cannot be told from another's logout.

@@ -91,7 +91,7 @@ def _exptime(ttl: int) -> int:
     A date is by our clock and read by the server's, so it ends early or late by their difference.
     """
     if ttl <= _LONGEST_RELATIVE:
-        return max(1, ttl)  # 0 would be for ever
+        return max(1, ttl)  # 0 would mean no expiry
     return min(int(time.time()) + ttl, _LAST_SECOND)
 
 

@@ -195,7 +195,7 @@ def _shown(url: StorageURL) -> str:
 
 
 def settings_beside(given: dict[str, Any], options: URLOptions) -> dict[str, Any]:
-    """Give what the URL leaves open: PyMongo by default waits 30 s for a server, and for a connection for ever."""
+    """Return the settings that the URL leaves open, as PyMongo waits 30 s for a server, or without end for a place."""
     milliseconds = max(1, round(options.timeout * 1000))
     bounds = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS", "waitQueueTimeoutMS")
     settings: dict[str, Any] = dict.fromkeys(bounds, milliseconds)

@@ -69,7 +69,7 @@ class Pool(Generic[C]):
             self._abort(self._idle.pop())
 
     async def drain(self) -> None:
-        """Wait for the calls that have a connection or wait for one; those that come later wait for ever."""
+        """Wait until every call is done that has a connection or waits for one; later calls get none."""
         for _ in range(self._size):
             await self._places.acquire()
 

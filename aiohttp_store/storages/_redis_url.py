@@ -151,7 +151,7 @@ def _database(url: StorageURL, number: str) -> int:
 
 
 def _common(url: StorageURL, options: _Connected) -> dict[str, Any]:
-    """Give the settings of all connections, however they find their server."""
+    """Return the settings of all connections, however they find their server."""
     return {
         "username": url.user,
         "password": url.password,
