@@ -1,7 +1,8 @@
 """Sessions for aiohttp, in a storage that a URL selects."""
 
 from ._engine.manager import Options
-from ._lifecycle.middleware import get_session, get_storage, new_session, session_middleware, setup
+from ._lifecycle.app_setup import get_storage, session_middleware, setup
+from ._lifecycle.middleware import get_session, new_session
 from .cookie import Cookie
 from .errors import ConfigError, SessionConflict, SessionError, SessionGone, SessionTooLarge, StorageUnavailable
 from .session import Session

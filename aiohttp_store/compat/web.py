@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from .. import compat
-from .._lifecycle import middleware
+from .._lifecycle import app_setup, middleware
 from .._lifecycle.request_state import REQUEST_STATE
 from ..session import Session as OurSession
 from ..storage import Storage
@@ -55,7 +55,7 @@ def session_middleware(storage: Any) -> Middleware:
     Raises:
         RuntimeError: it is no storage.
     """
-    inner, outer = middleware.session_middleware(_checked(storage)), _announcing(storage)
+    inner, outer = app_setup.session_middleware(_checked(storage)), _announcing(storage)
 
     @web.middleware
     async def both(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -71,7 +71,7 @@ def setup(app: web.Application, storage: Any) -> None:
         RuntimeError: it is no storage.
         ConfigError: a setting that cannot work, or a second `setup` of one app.
     """
-    middleware.setup(app, _checked(storage))
+    app_setup.setup(app, _checked(storage))
     app.middlewares.insert(0, _announcing(storage))
 
 
@@ -80,7 +80,7 @@ def _announcing(storage: Any) -> Middleware:
 
     @web.middleware
     async def announcing(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if middleware.is_foreign(storage):
+        if app_setup.is_foreign(storage):
             put(request, compat.STORAGE_KEY, storage)
         response: object = await handler(request)
         if not isinstance(response, web.StreamResponse):
@@ -91,7 +91,7 @@ def _announcing(storage: Any) -> Middleware:
 
 
 def _checked(storage: Any) -> Any:
-    if not (isinstance(storage, str | Storage) or middleware.is_foreign(storage)):
+    if not (isinstance(storage, str | Storage) or app_setup.is_foreign(storage)):
         raise RuntimeError(f"{storage!r} is no storage: it needs load_session and save_session; or give a URL")
     return storage
 
