@@ -4,7 +4,15 @@ from ._engine.manager import Options
 from ._lifecycle.app_setup import get_storage, session_middleware, setup
 from ._lifecycle.middleware import get_session, new_session
 from .cookie import Cookie
-from .errors import ConfigError, SessionConflict, SessionError, SessionGone, SessionTooLarge, StorageUnavailable
+from .errors import (
+    ConfigError,
+    SessionConflict,
+    SessionError,
+    SessionGone,
+    SessionTooLarge,
+    StorageRefused,
+    StorageUnavailable,
+)
 from .session import Session
 from .storage import Conflict, Gone, Outcome, Record, Saved, Storage, Write
 from .storages import open_storage, register
@@ -26,6 +34,7 @@ __all__ = [
     "SessionGone",
     "SessionTooLarge",
     "Storage",
+    "StorageRefused",
     "StorageURL",
     "StorageUnavailable",
     "Write",

@@ -6,6 +6,7 @@ __all__ = [
     "SessionError",
     "SessionGone",
     "SessionTooLarge",
+    "StorageRefused",
     "StorageUnavailable",
 ]
 
@@ -23,6 +24,13 @@ class StorageUnavailable(SessionError):
 
     Nothing is known about the session: it may exist, and a write may have been carried
     out. Uncaught in a handler, or at the end of a request, it becomes a 503 with `Retry-After`.
+    """
+
+
+class StorageRefused(StorageUnavailable):
+    """The storage's server answers, and will not serve: a wrong password, a missing right, another protocol.
+
+    The message names what to check. A request is answered as in an outage, until that is mended.
     """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 from ._log import logger
-from .errors import ConfigError, SessionError, StorageUnavailable
+from .errors import ConfigError, SessionError, StorageRefused, StorageUnavailable
 from .url import StorageURL
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 VERSION_SIZE = 8
+CHECK_TTL = 60
+"""Seconds after which the record of a check that was cut off ends."""
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -145,23 +148,47 @@ class Storage(ABC):
     async def close(self) -> None:  # noqa: B027  (see open)
         """Give back what `open` took; calling it twice is no error."""
 
+    async def check(self) -> None:
+        """Write, read and remove a record that is no session, to see whether the storage serves.
+
+        Raises:
+            StorageRefused: the server answers, and will not serve; the message names what to check.
+            StorageUnavailable: the server did not answer within `timeout`.
+        """
+        key = secrets.token_urlsafe(32)
+        async with self.answering():
+            await self.save([Write(key, None, b"", CHECK_TTL)])
+            await self.load([key])
+            await self.delete([key])
+
+    def refusal(self, error: Exception) -> str | None:  # noqa: ARG002  (each storage knows its server's errors)
+        """Return what to check, if a server's error says that it will not serve however often it is asked.
+
+        Args:
+            error: what a verb met. Anything else than a refusal, an outage above all, gives `None`.
+        """
+        return None
+
     def answering(self, *outages: type[BaseException]) -> AbstractAsyncContextManager[None]:
         """Bound the block by `timeout`, and turn `outages` and time-outs into `StorageUnavailable`.
 
-        `OSError` and `EOFError` count as outages as well.
+        `OSError` and `EOFError` count as outages as well. What is a `refusal` becomes `StorageRefused`.
         """
         return _Answering(self, (OSError, EOFError, *outages))
 
     @asynccontextmanager
     async def opening(self, *outages: type[BaseException]) -> AsyncIterator[None]:
-        """Bound the part of `open` that asks the server as `answering` does, and decide what its errors mean.
+        """Bound the part of `open` that asks the server as `answering` does, `check`, and decide what errors mean.
 
-        An outage is logged and ends the block: the app starts, and answers 503 until the server is back. After any
-        other error, such as a `ConfigError`, the storage is closed, and the error goes on.
+        An outage or a refusal is logged and ends the block: the app starts, and answers 503 until the server serves.
+        After any other error, such as a `ConfigError`, the storage is closed, and the error goes on.
         """
         try:
             async with self.answering(*outages):
                 yield
+                await self.check()
+        except StorageRefused as error:
+            logger.error("%s", error)
         except StorageUnavailable as error:
             logger.warning("opened without its server: %s", error)
         except BaseException:
@@ -187,9 +214,12 @@ class _Answering(AbstractAsyncContextManager[None]):
             raise timed_out(self._storage) from passed
         if isinstance(error, TimeoutError):
             raise timed_out(self._storage) from error
-        if isinstance(error, self._outages) and not isinstance(error, SessionError):
-            reason = f"{self._storage!r} failed: {type(error).__name__}: {error}"
-            raise StorageUnavailable(reason) from error
+        if isinstance(error, Exception) and not isinstance(error, SessionError):
+            reason = f"{type(error).__name__}: {error}"
+            if (advice := self._storage.refusal(error)) is not None:
+                raise StorageRefused(f"{self._storage!r} refuses: {reason}; {advice}") from error
+            if isinstance(error, self._outages):
+                raise StorageUnavailable(f"{self._storage!r} failed: {reason}") from error
 
 
 class Sharded(Storage):

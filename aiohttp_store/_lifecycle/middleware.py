@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler, Middleware
 from .._engine.state import SessionManager
 from .._log import log_throttled, logger
 from ..cookie import add_vary
-from ..errors import SessionConflict, SessionError, SessionGone, StorageUnavailable
+from ..errors import SessionConflict, SessionError, SessionGone, StorageRefused, StorageUnavailable
 from ..session import Data, Session
 from .request_state import REQUEST_STATE, RequestState, begin, end, have
 
@@ -219,7 +219,10 @@ def no_setup() -> RuntimeError:
 
 def _as_response(error: SessionError) -> web.HTTPException:
     if isinstance(error, StorageUnavailable):
-        log_throttled(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
+        if isinstance(error, StorageRefused):
+            log_throttled(logger.error, "the session storage will not serve, requests are answered 503: %s", error)
+        else:
+            log_throttled(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
         return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER), hdrs.VARY: "Cookie"})
     logger.info("answered 409: %s", error)
     return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})

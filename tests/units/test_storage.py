@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aiohttp_store import ConfigError, Conflict, Gone, Outcome, Record, Saved, Storage, StorageUnavailable, Write
+from aiohttp_store import (
+    ConfigError,
+    Conflict,
+    Gone,
+    Outcome,
+    Record,
+    Saved,
+    Storage,
+    StorageRefused,
+    StorageUnavailable,
+    Write,
+)
 from aiohttp_store.storage import outcome, retrying
 
 if TYPE_CHECKING:
@@ -131,6 +142,39 @@ async def test_a_storage_opens_without_its_server(error: BaseException | None, c
     assert storage.went_on
     assert not storage.is_closed
     assert "opened without its server: " in caplog.text
+
+
+class Refusing(Broken):
+    def refusal(self, error: Exception) -> str | None:
+        return "check the password" if isinstance(error, PermissionError) else None
+
+
+async def test_a_refusal_at_the_start_is_an_error_that_says_what_to_check(caplog: LogCaptureFixture) -> None:
+    await Refusing(PermissionError("wrong password")).open()
+    (said,) = caplog.records
+    assert said.levelname == "ERROR"
+    assert said.getMessage().endswith("refuses: PermissionError: wrong password; check the password")
+
+
+class Mute(Refusing):
+    """Opens, and lets nobody write."""
+
+    async def open(self) -> None:
+        async with self.opening():
+            pass
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        async with self.answering():
+            raise PermissionError("no right to write")
+
+
+async def test_a_storage_is_tried_when_it_is_opened(caplog: LogCaptureFixture) -> None:
+    storage = Mute(None)
+    storage.timeout = 2.0
+    await storage.open()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    with pytest.raises(StorageRefused, match="no right to write; check the password"):
+        await storage.check()
 
 
 @pytest.mark.parametrize("error", [ConfigError("another layout"), ValueError("a mistake"), asyncio.CancelledError()])
