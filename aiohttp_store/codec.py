@@ -14,7 +14,6 @@ except ModuleNotFoundError:  # the extra "speedups"
     orjson = None  # type: ignore[assignment]
 
 __all__ = [
-    "TOMBSTONE",
     "Codec",
     "Envelope",
     "Fields",
@@ -23,20 +22,20 @@ __all__ = [
     "UndecodableError",
     "UnknownFormatError",
     "merge_fields",
+    "successor_of",
+    "tombstone_of",
     "unpack_envelope",
 ]
 
 MAX_DEPTH = 254
 """How deep values may nest: what both JSON libraries can write and read again."""
 
-TOMBSTONE = b"\x00"
-"""What a renewal leaves under the old id for a moment: a format without a session."""
-
-_FORMAT = 1
+_TOMBSTONE, _FORMAT = 0, 1
 # Format; created, written and idle_timeout in milliseconds; bytes of the fields.
 _HEADER = struct.Struct(">BQQQH")
 _FIELD = struct.Struct(">BH")  # tag, and bytes of its value
 _HEADER_SIZE, _unpack_header = _HEADER.size, _HEADER.unpack_from
+_TOMBSTONE_SIZE = 1 + 43
 _LEAST, _BEYOND = -(2**63), 2**64
 
 
@@ -50,6 +49,21 @@ class UnknownFormatError(ValueError):
 
 class TombstoneError(UnknownFormatError):
     """The session has another id since."""
+
+    def __init__(self, successor: str) -> None:
+        super().__init__("the session has been renewed")
+        self.successor = successor
+        """The key of the session under its new id."""
+
+
+def tombstone_of(successor: str) -> bytes:
+    """Return what a renewal leaves under the old id, so that a logout finds the session: its key, and not its id."""
+    return bytes([_TOMBSTONE]) + successor.encode()
+
+
+def successor_of(data: bytes) -> str | None:
+    """Return the key that a tombstone names; `None` if these bytes are another record's."""
+    return data[1:].decode("ascii", "replace") if len(data) == _TOMBSTONE_SIZE and data[0] == _TOMBSTONE else None
 
 
 class Codec(Protocol):
@@ -129,7 +143,7 @@ def unpack_envelope(data: bytes) -> Envelope:
     """Read what `Envelope.pack` returned.
 
     Raises:
-        UnknownFormatError: the first byte is another version's; a `TombstoneError` where it is `TOMBSTONE`.
+        UnknownFormatError: the first byte is another version's; a `TombstoneError` where it is a tombstone's.
         UndecodableError: the bytes are too short for an envelope, or its fields are damaged.
     """
     try:
@@ -138,9 +152,9 @@ def unpack_envelope(data: bytes) -> Envelope:
         number = data[0] if data else _FORMAT
         if number == _FORMAT:
             raise UndecodableError(f"the record is cut off after {len(data)} bytes") from None
-    if data == TOMBSTONE:
-        raise TombstoneError("the session has been renewed")
     if number != _FORMAT:
+        if (successor := successor_of(data)) is not None:
+            raise TombstoneError(successor)
         raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
     ends = _HEADER_SIZE + size
     fields = _unpack_fields(data[_HEADER_SIZE:ends], size) if size else ()

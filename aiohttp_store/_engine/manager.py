@@ -153,6 +153,7 @@ class StorageSessionManager:
         async with self.access.budget():  # the bare middleware opens its storage at the first use
             found = await asyncio.gather(*[self._batcher.load(one.key, one) for one in presented])
             state = one_that_lives(found, self.cookie) or self._new_session()
+            state.presented = tuple(end for one in found if one is not state for end in one.own_and_presented)
             if self._takeover is not None:
                 if state.snapshot is None and (successor := await self._takeover.adopt(request, state)) is not None:
                     state = await self._batcher.load(successor.key, successor)
@@ -160,8 +161,11 @@ class StorageSessionManager:
                 self._takeover.watch(request, state)
             return state
 
-    def _new_session(self) -> SessionState:
-        return SessionState(self, {}, None)
+    def _new_session(self, *presented: End) -> SessionState:
+        state = SessionState(self, {}, None)
+        if presented:
+            state.presented = presented
+        return state
 
     async def new(self, request: web.BaseRequest, old: SessionState | None) -> SessionState:
         """Return an empty session that, when it is saved, ends the request's old one, loaded or not."""
@@ -184,18 +188,18 @@ class StorageSessionManager:
         try:
             envelope = unpack_envelope(encoded)
             data = self.codec.decode(envelope.payload)
-        except TombstoneError:
-            return self._new_session()
+        except TombstoneError as renewed:
+            return self._new_session(End(renewed.successor))
         except UnknownFormatError as error:
             log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error)
-            return self._new_session()
+            return self._new_session(End(key, version))
         except UndecodableError as error:
             log_throttled(logger.warning, "session %s is removed: %s", key[:8], error)
             self.background.spawn(self._remove_damaged(key, version))
-            return self._new_session()
+            return self._new_session(End(key, version))
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
-            return self._new_session()
+            return self._new_session(End(key, version))
         state = SessionState(self, data, Snapshot(session_id, key, version, envelope))
         if is_stale:
             state.be_unknown_to_browser()

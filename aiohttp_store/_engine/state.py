@@ -141,6 +141,8 @@ class End(NamedTuple):
 
     key: str | None
     """Of its record, if it had one."""
+    version: bytes | None = None
+    """Of that record, if it is known."""
 
 
 def refuse(why: str = "under cookie:// a change needs a new cookie") -> NoReturn:
@@ -164,6 +166,7 @@ class SessionState:
     # What most sessions never change stands here once, and not in each of them.
     fields: Fields = ()
     asked: tuple[Ask | End, ...] = ()
+    presented: tuple[End, ...] = ()  # other records whose ids the request brought, which a logout ends as well
     is_new = False
     is_gone = False  # another has ended the session
     dirty = 0
@@ -213,8 +216,8 @@ class SessionState:
     def end(self) -> None:
         """Begin a new session in the place of this one."""
         self.clean_until = 0.0
-        self.asked += (End(None if self.snapshot is None else self.snapshot.key),)
-        self.data = {}
+        self.asked += self.own_and_presented or (End(None),)
+        self.data, self.presented = {}, ()
         self.snapshot = self.idle_timeout = None
         self.fields = ()
         self.held = self.held or UNKNOWN
@@ -223,7 +226,7 @@ class SessionState:
 
     def in_place_of(self, ends: Iterable[End]) -> SessionState:
         """Return this new session as what ends others."""
-        self.asked = tuple(dict.fromkeys(ends)) or (End(None),)
+        self.asked = tuple({one.key: one for one in ends}.values()) or (End(None),)
         self.held = UNKNOWN
         return self
 
@@ -273,8 +276,8 @@ class SessionState:
         if self.asked:
             self.asked = self.asked[carried_out:]
         if self.asked and self.has_ended:
-            if written is not None and End(written.key) not in self.asked:
-                self.asked = (End(written.key), *self.asked)
+            if written is not None and all(one.key != written.key for one in self.ends):
+                self.asked = (End(written.key, written.version), *self.asked)
             return False
         if written is None and self.snapshot is not None:  # it was emptied: what comes now begins under another id
             self.created = self.manager.now()
@@ -299,6 +302,12 @@ class SessionState:
         self.created, self.idle_timeout, self.fields = read.created, read.idle_timeout, read.fields
         self.asked = self.ends
         self.dirty = 0
+
+    @property
+    def own_and_presented(self) -> tuple[End, ...]:
+        """The records that a logout ends."""
+        snapshot = self.snapshot
+        return self.presented if snapshot is None else (End(snapshot.key, snapshot.version), *self.presented)
 
     @property
     def ends(self) -> tuple[End, ...]:

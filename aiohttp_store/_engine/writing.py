@@ -10,7 +10,15 @@ from contextlib import asynccontextmanager
 from typing import Literal, Protocol, TypeVar
 
 from .._log import log_throttled, logger
-from ..codec import TOMBSTONE, Envelope, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
+from ..codec import (
+    Envelope,
+    TombstoneError,
+    UndecodableError,
+    UnknownFormatError,
+    successor_of,
+    tombstone_of,
+    unpack_envelope,
+)
 from ..cookie import PresentedId, key_of_id
 from ..errors import SessionConflict, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Write
@@ -20,7 +28,7 @@ from .lifetimes import Lifetimes
 from .locks import WriterLock
 from .merge import is_same, merge
 from .session_codec import SessionCodec
-from .state import EXPOSED, RENEW, SessionState, Snapshot
+from .state import EXPOSED, RENEW, End, SessionState, Snapshot
 
 __all__ = ["OnConflict", "SessionWriter"]
 
@@ -30,6 +38,8 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 
 DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
+TOMBSTONE_TTL = 3600
+"""Seconds within which a logout that brings a renewed id, or has loaded its session, finds the session again."""
 LAST_WRITES = 8
 """Writes at the end of a request at most, if its other tasks change the session during each of them."""
 
@@ -257,11 +267,14 @@ class SessionWriter:
         snapshot = state.snapshot
         if snapshot is None:
             return None
-        loaded = self._batcher.load(snapshot.key, PresentedId(snapshot.id, snapshot.key, stale=False))
-        read: SessionState = await loaded
+        read = await self._load(snapshot.key, snapshot.id)
         if read.snapshot is None and state.snapshot is not None:
             self._lose(state, 0)
         return read if state.snapshot is not None and read.snapshot is not None else None
+
+    async def _load(self, key: str, session_id: str = "") -> SessionState:
+        loaded: SessionState = await self._batcher.load(key, PresentedId(session_id, key, stale=False))
+        return loaded
 
     @asynccontextmanager
     async def _turn(self, state: SessionState, ends: float | None) -> AsyncIterator[_Contest]:
@@ -287,14 +300,27 @@ class SessionWriter:
     async def _end(self, state: SessionState, fork: SessionState, ended: set[str]) -> None:
         """Remove the records of sessions that were ended, apart from those that have been removed."""
         ends = fork.ends
-        keys = [end.key for end in ends if end.key is not None]
         if ends and self.takeover is not None and (key := await self.takeover.forget(state)) is not None:
-            keys.append(key)
-        for key in keys:
-            if key not in ended:
-                await self._batcher.delete(key)
-                ended.add(key)
+            ends += (End(key),)
+        for end in ends:
+            if end.key is not None and end.key not in ended:
+                await self._remove(end)
+                ended.add(end.key)
+
+    async def _remove(self, end: End) -> None:
+        """Remove the record of a session that was ended; if it has been renewed meanwhile, that under its new id."""
+        key, version = end
+        while key is not None:
+            if version is None:
+                found = (await self._load(key)).own_and_presented
+                key, version = found[0] if found else (None, None)
+                continue
+            outcome = await self._batcher.save(Write(key, version, None, 1))
+            if not isinstance(outcome, Conflict):
                 logger.info("session %s destroyed", key[:8])
+                break
+            successor = successor_of(outcome.record.data)
+            key, version = (key, outcome.record.version) if successor is None else (successor, None)
 
     async def _attempt(
         self, state: SessionState, draft: bytes | None, asker: SessionState | None = None
@@ -311,7 +337,7 @@ class SessionWriter:
             return await self.create(lifetimes.first(state, draft), asker)
         now = lifetimes.clock()
         is_over = now >= lifetimes.ends(snapshot.envelope)  # as a long request used it, and perhaps nobody else
-        if state.asked and RENEW in state.asked and not is_over:
+        if state.asked and RENEW in state.asked and draft and not is_over:
             return await self._renew(state, snapshot, draft)
         envelope = lifetimes.next(state, snapshot.envelope, draft, now)
         data = None if is_over or not draft else envelope.pack()
@@ -326,28 +352,25 @@ class SessionWriter:
         logger.info("session %s destroyed, as it was emptied", snapshot.key[:8])
         return None
 
-    async def _renew(self, state: SessionState, snapshot: Snapshot, draft: bytes) -> Snapshot | Conflict | Gone | None:
-        """Store under a new id, then end the old one, unless somebody has changed it since.
+    async def _renew(self, state: SessionState, snapshot: Snapshot, draft: bytes) -> Snapshot | Conflict | Gone:
+        """Store under a new id, then put a tombstone in the place of the old record, unless it has changed since.
 
-        It is overwritten before it is deleted: a write whose answer was lost finds its own version when it is tried
-        again, where a removal finds nothing, and cannot be told from another's logout.
+        A logout that comes later with the old id, or has loaded it before, follows the tombstone. And a write whose
+        answer was lost finds its own version when it is tried again, where a removal finds nothing, and cannot be told
+        from another's logout.
         """
-        fresh = await self.create(self._lifetimes.first(state, draft)) if draft else None
+        fresh = await self.create(self._lifetimes.first(state, draft))
         outcome: Outcome | None = None
         try:
-            outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, TOMBSTONE, self._longest_retry()))
+            tombstone = tombstone_of(fresh.key)
+            outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, tombstone, TOMBSTONE_TTL))
         finally:
-            if fresh is not None and not isinstance(outcome, Saved):
+            if not isinstance(outcome, Saved):
                 self.discard(fresh.key)  # nobody knows its id
         if isinstance(outcome, Saved):
-            self.discard(snapshot.key)
-            logger.info("session %s renewed as %s", snapshot.key[:8], fresh.key[:8] if fresh else "nothing")
+            logger.info("session %s renewed as %s", snapshot.key[:8], fresh.key[:8])
             return fresh
         return outcome
-
-    def _longest_retry(self) -> int:
-        """Return the seconds within which a write that was not answered is tried again."""
-        return math.ceil(2 * self._access.storage.timeout) + 1
 
     async def create(self, envelope: Envelope, asker: SessionState | None = None) -> Snapshot:
         """Store under a new id.

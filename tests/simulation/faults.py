@@ -76,14 +76,14 @@ FAULTS = [
     Fault(
         "a renewal leaves the old id alive",
         "_engine/writing.py",
-        "outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, TOMBSTONE, self._longest_retry()))",
+        "outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, tombstone, TOMBSTONE_TTL))",
         'outcome = Saved(b"")',
     ),
     Fault(
         "a renewal that lost leaves its copy",
         "_engine/writing.py",
-        "if fresh is not None and not isinstance(outcome, Saved):",
-        "if False:",
+        "            if not isinstance(outcome, Saved):\n                self.discard(fresh.key)",
+        "            if False:\n                self.discard(fresh.key)",
     ),
     Fault(
         "a renewal is not told to the browser",
@@ -94,8 +94,32 @@ FAULTS = [
     Fault(
         "a logout deletes nothing",
         "_engine/state.py",
-        "self.asked += (End(None if self.snapshot is None else self.snapshot.key),)",
+        "self.asked += self.own_and_presented or (End(None),)",
         "self.asked += (End(None),)",
+    ),
+    Fault(
+        "a logout does not follow a renewal that came first",
+        "_engine/writing.py",
+        "successor = successor_of(outcome.record.data)",
+        "successor = None",
+    ),
+    Fault(
+        "a logout with an id that was renewed finds nothing",
+        "_engine/manager.py",
+        "return self._new_session(End(renewed.successor))",
+        "return self._new_session()",
+    ),
+    Fault(
+        "a logout ends one of the sessions that the request presented",
+        "_engine/manager.py",
+        "state.presented = tuple(end for one in found if one is not state for end in one.own_and_presented)",
+        "pass",
+    ),
+    Fault(
+        "a logout leaves what another clock takes for expired",
+        "_engine/manager.py",
+        "        if now >= self.lifetimes.ends(envelope):\n            return self._new_session(End(key, version))\n",
+        "        if now >= self.lifetimes.ends(envelope):\n            return self._new_session()\n",
     ),
     Fault(
         "a new session leaves the one before alive",
@@ -239,7 +263,7 @@ FAULTS = [
     Fault(
         "a session that was ended during its write lives on",
         "_engine/state.py",
-        "if written is not None and End(written.key) not in self.asked:",
+        "if written is not None and all(one.key != written.key for one in self.ends):",
         "if False:",
     ),
     Fault(
@@ -274,7 +298,7 @@ FAULTS = [
 
 
 def seed_that_finds(fault: Fault, seeds: int = SEEDS) -> str | None:
-    """Return the seed that finds a fault in a copy of the package, and as what; `None` if none does."""
+    """Return the seed or scenario that finds a fault in a copy of the package, and as what; `None` if none does."""
     assert fault.is_possible, f"{fault.file} does not hold once what {fault.name!r} replaces"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "aiohttp_store"
@@ -289,7 +313,7 @@ def seed_that_finds(fault: Fault, seeds: int = SEEDS) -> str | None:
             return "hung"
     if done.returncode not in (0, 1) or (done.returncode and not done.stdout):
         raise RuntimeError(done.stderr)
-    found = re.search(r"^(seed \d+): (\w+):", done.stdout, re.MULTILINE)
+    found = re.search(r"^(seed \d+|scenario '.+'): (\w+):", done.stdout, re.MULTILINE)
     return None if found is None else f"{found[1]}, {found[2]}"
 
 

@@ -14,7 +14,8 @@ DAY = 86_400.0
 
 WeatherKind = Literal["calm", "slow", "lossy", "repeating", "refusing", "silent"]
 
-CookieKind = Literal["own", "old", "none", "made up"]
+CookieKind = Literal["own", "old", "none", "made up", "both"]
+"""Which id a visit brings; `both` are its own and an old one."""
 StorageKind = Literal["remote", "sharded", "immediate"]
 
 
@@ -212,6 +213,8 @@ class _Draw:
         elif chance() < 0.05:
             steps.append(Step("redirect"))
         cookie = self.random.choices(COOKIES, (90, 6, 3, 1))[0]
+        if cookie == "own" and self.openings.random.random() < 0.04:
+            cookie = "both"
         return Visit(
             steps=tuple(steps),
             at=self.random.choice((0.0, 0.0, self.random.uniform(0, 0.05), self.random.uniform(0, 1))),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
+from aiohttp_store import Cookie, Storage, StorageUnavailable, Write, get_session, get_storage, new_session
 from aiohttp_store._lifecycle.request_state import MANAGER
+from aiohttp_store.codec import successor_of
 from aiohttp_store.cookie import key_of_id
 
 from ..conftest import ONE_SERVER, Client, Serve
@@ -69,6 +71,12 @@ class Barrier:
             session.renew()
         elif request.query["then"] == "write":
             session["held"] = True
+        elif request.query["then"] == "logout":
+            session.invalidate()
+        elif request.query["then"] == "restart":
+            await new_session(request)
+        elif request.query["then"] == "apply":
+            await session.apply(lambda session: session.invalidate())
         return web.Response()
 
 
@@ -113,7 +121,11 @@ async def live_ids(client: Client, *cookies: str) -> list[str]:
         await asyncio.wait(tasks)  # what nobody knows any more is deleted beside the requests
     ids = [id_of(cookie) for cookie in cookies]
     records = await get_storage(client.app).load([key_of_id(one) for one in ids])
-    return [one for one, record in zip(ids, records, strict=True) if record is not None]
+    return [
+        one
+        for one, record in zip(ids, records, strict=True)
+        if record is not None and successor_of(record.data) is None
+    ]
 
 
 async def test_a_renewal_keeps_the_data_and_kills_the_old_id(serve: Serve, storage_url: str) -> None:
@@ -177,6 +189,93 @@ async def test_a_logout_during_a_renewal_wins(serve: Serve, storage_url: str) ->
     assert await live_ids(client, old) == []
 
 
+ENDS = ["logout", "restart", "apply"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("renewals", [1, 2])
+async def test_a_logout_ends_the_session_that_was_renewed_since_it_was_loaded(
+    renewals: int, end: str, serve: Serve, storage_url: str
+) -> None:
+    client, barrier = await start(serve, storage_url)
+    cookie = await begin(client)
+    logout = await held(client, barrier, end, cookie)
+    cookies = [cookie]
+    for _ in range(renewals):
+        _, header = await get(client, "/renew?b=1", cookies[-1])
+        assert header is not None
+        cookies.append(header.partition(";")[0])
+    barrier.go.set()
+    await logout
+    for one in cookies:
+        assert await get(client, "/show", one) == ({}, None)
+    assert await live_ids(client, *cookies) == []
+
+
+@pytest.mark.parametrize("end", ["logout", "restart"])
+@pytest.mark.parametrize("renewals", [1, 2])
+async def test_a_logout_with_an_id_that_was_renewed_ends_the_session(
+    renewals: int, end: str, serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url)
+    cookies = [await begin(client)]
+    for _ in range(renewals):
+        _, header = await get(client, "/renew?b=1", cookies[-1])
+        assert header is not None
+        cookies.append(header.partition(";")[0])
+    _, header = await get(client, f"/{end}", cookies[0])
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert await live_ids(client, *cookies) == []
+
+
+@pytest.mark.parametrize("end", ["logout", "restart"])
+async def test_a_logout_ends_every_session_that_the_request_presented(end: str, serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    cookies = [await begin(client) for _ in range(3)]
+    _, header = await get(client, f"/{end}", "; ".join(cookies))
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert await live_ids(client, *cookies) == []
+
+
+async def test_a_logout_with_one_live_session_and_one_that_was_renewed_ends_both(
+    serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url)
+    renewed, live = await begin(client), await begin(client)
+    _, header = await get(client, "/renew", renewed)
+    assert header is not None
+    assert await get(client, "/show", f"{renewed}; {live}") == ({"a": "1"}, None)
+    await get(client, "/logout", f"{renewed}; {live}")
+    assert await live_ids(client, live, header.partition(";")[0]) == []
+
+
+async def test_a_logout_ends_what_another_clock_takes_for_expired(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    cookie = await begin(client)
+    assert client.app is not None
+    manager: Any = client.app[MANAGER]
+    now, manager.lifetimes.clock = manager.lifetimes.clock, lambda: time.time() + 10 * 86_400
+    assert await get(client, "/show", cookie) == ({}, None)
+    await get(client, "/logout", cookie)
+    manager.lifetimes.clock = now
+    assert await get(client, "/show", cookie) == ({}, None)
+
+
+async def test_a_logout_ends_a_session_in_the_format_of_another_version(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    cookie = await begin(client)
+    assert client.app is not None
+    storage, key = get_storage(client.app), key_of_id(id_of(cookie))
+    (record,) = await storage.load([key])
+    assert record is not None
+    await storage.save([Write(key, record.version, b"\x09of another version", 60)])
+    assert await get(client, "/show", cookie) == ({}, None)
+    await get(client, "/logout", cookie)
+    assert await storage.load([key]) == [None]
+
+
 @pytest.mark.parametrize("then", ["/logout", "/renew", "/put?b=2"])
 async def test_a_renewal_that_meets_another_request_leaves_no_record_behind(then: str, serve: Serve) -> None:
     storage = Remote()
@@ -187,7 +286,8 @@ async def test_a_renewal_that_meets_another_request_leaves_no_record_behind(then
     barrier.go.set()
     await late
     await client.close()
-    assert len(kept(storage)) == (0 if then == "/logout" else 1)
+    sessions = [record for record in kept(storage).values() if successor_of(record.data) is None]
+    assert len(sessions) == (0 if then == "/logout" else 1)
 
 
 async def test_a_gone_session_sends_no_cookie_though_its_signature_is_old(serve: Serve) -> None:
@@ -502,6 +602,7 @@ async def test_a_client_that_leaves_while_its_old_session_is_destroyed_gets_its_
     storage.verb = "delete"
     client, _ = await start(serve, storage)
     old = await begin(client)
+    storage.verb = "save"  # on condition of the version
     await storage.leave(client, asyncio.create_task(get(client, "/restart?write=1", old)))
     await client.close()
     (record,) = kept(storage).values()
