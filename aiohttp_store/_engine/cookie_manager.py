@@ -19,7 +19,7 @@ from .lifetimes import IDLE_TIMEOUT, Lifetimes
 from .manager import checked_cookie, one_that_lives
 from .sealing import LEAST, Seal, new_id, pack, unpack
 from .session_codec import SessionCodec
-from .state import RENEW, SAVE, End, SessionState, Snapshot, refuse
+from .state import EXPOSED, RENEW, SAVE, End, SessionState, Snapshot, refuse
 from .writing import OnConflict
 
 __all__ = ["CookieOptions", "CookieSessionManager", "no_storage"]
@@ -145,7 +145,10 @@ class CookieSessionManager:
             TypeError: the data holds a value that JSON cannot hold.
         """
         if not state.request.headers_sent:
+            is_exposed = state.dirty & EXPOSED
             self._write(state)
+            if not is_exposed:
+                self.lifetimes.rest(state)
         elif self.codec.is_changed(state, self.lifetimes):
             refuse()
 

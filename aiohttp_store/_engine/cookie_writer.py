@@ -37,18 +37,18 @@ class CookieWriter:
         self._holds_data = holds_data
 
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
-        """Carry out the cookie's column of the end-of-request table."""
+        """Carry out the cookie's column of the end-of-request table; what was said before is said anew."""
         add_vary(response.headers)
         held, wanted = state.held, state.snapshot
         if wanted is held or state.is_gone:
             return
         if wanted is None:
             if self._finder.is_in(request.headers):
-                self._send(request, response, "", 0)
+                self._send(request, response, state, "", 0)
         elif self._differs(held, wanted):
             is_persistent = self.cookie.persistent or wanted.envelope.idle_timeout is not None
             max_age = self._lifetimes.max_age(wanted.envelope) if is_persistent else None
-            self._send(request, response, self._value_of(wanted), max_age)
+            self._send(request, response, state, self._value_of(wanted), max_age)
 
     def _differs(self, held: Snapshot | None, wanted: Snapshot) -> bool:
         if held is None or held.id != wanted.id:
@@ -60,12 +60,23 @@ class CookieWriter:
         is_told_each = self._holds_data or self.cookie.persistent or idle_timeout is not None
         return is_told_each and held.version != wanted.version
 
-    def _send(self, request: web.BaseRequest, response: web.StreamResponse, value: str, max_age: int | None) -> None:
+    def _send(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        state: SessionState,
+        value: str,
+        max_age: int | None,
+    ) -> None:
         cookie, over_https = self.cookie, request.secure
         if not over_https:
             _warn_of_plain_http(cookie, request)
         secure = cookie.is_secure(over_https)
-        response.headers.add(hdrs.SET_COOKIE, cookie.header(value, secure=secure, max_age=max_age))
+        before, state.said = state.said, cookie.header(value, secure=secure, max_age=max_age)
+        if before:
+            others = [one for one in response.headers.popall(hdrs.SET_COOKIE, ()) if one != before]
+            response.headers.extend([(hdrs.SET_COOKIE, one) for one in others])
+        response.headers.add(hdrs.SET_COOKIE, state.said)
         taken_out = forbid_caching(response.headers)
         if taken_out:
             log_once(

@@ -45,6 +45,11 @@ class Lifetimes:
         # A clock that was set back makes it due now.
         return 0.0 if now < written else written + (idle_timeout or self.idle_timeout) * PROLONG_AFTER
 
+    def rest(self, state: SessionState) -> None:
+        """Take note that a session was written whole, so that until it is due there is nothing to look for."""
+        if state.snapshot is not None:
+            state.rest(self.clean_until(state.snapshot.envelope, self.clock()))
+
     def first(self, state: SessionState, payload: bytes) -> Envelope:
         """Return what is to be stored under a new id."""
         return Envelope(state.created, self.clock(), state.idle_timeout, payload, state.fields)

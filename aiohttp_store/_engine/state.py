@@ -18,6 +18,7 @@ from aiohttp import web
 
 from ..codec import Envelope, Fields, merge_fields
 from ..cookie import Cookie
+from ..errors import StorageUnavailable
 from .merge import is_same, merge
 
 __all__ = [
@@ -99,6 +100,9 @@ class RequestLink(Protocol):
     def extends(self) -> bool:
         """Whether the request counts as use of the session."""
 
+    def failed(self, error: StorageUnavailable) -> None:
+        """Take note of an outage, which becomes a 503 even if it is caught and shown as a 500."""
+
 
 @dataclass(frozen=True)
 class Apart:
@@ -106,6 +110,9 @@ class Apart:
 
     headers_sent: bool
     extends: bool
+
+    def failed(self, error: StorageUnavailable) -> None:
+        """Do nothing: nobody waits for a response."""
 
 
 NO_REQUEST = Apart(headers_sent=False, extends=False)
@@ -172,6 +179,7 @@ class SessionState:
     dirty = 0
     clean_until = 0.0  # before this time there is nothing to save: only scalars were read
     request: RequestLink = NO_REQUEST
+    said = ""  # the cookie that was put into the response's headers
 
     def __init__(self, manager: SessionManager[SessionState], data: dict[str, Any], snapshot: Snapshot | None) -> None:
         self.manager = manager
@@ -283,6 +291,10 @@ class SessionState:
             self.created = self.manager.now()
         self.snapshot = written
         return True
+
+    def rest(self, until: float) -> None:
+        """Take note that the storage holds all that the session holds, and that it is not due before this time."""
+        self.clean_until, self.dirty = until, 0
 
     def lose(self, carried_out: int) -> bool:
         """Take note of a write that found the session ended by another; whether it was for this session."""

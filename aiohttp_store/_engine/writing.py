@@ -124,6 +124,7 @@ class SessionWriter:
                 is_changed = state.asked or state.clean_until == 0 or state.dirty & EXPOSED
                 state.clean_until = 0.0
             if not is_changed:
+                self._lifetimes.rest(state)
                 return
 
     def take_over(self, state: SessionState, outcome: Outcome | Exception) -> None:

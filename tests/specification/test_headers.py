@@ -27,7 +27,7 @@ from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import AiohttpClient, Client, Serve
-from ..support.remote import Left, Remote, kept
+from ..support.remote import Left, Remote, kept, sessions_in
 from ..support.timing import until
 from .test_streams import Failing
 
@@ -180,7 +180,7 @@ async def test_an_error_page_of_the_handlers_own_is_saved(raised: bool, serve: S
     async def handler(request: web.Request) -> web.Response:
         (await get_session(request))["a"] = 1
         if raised:
-            raise web.HTTPInternalServerError
+            raise web.HTTPBadGateway
         return web.Response(status=503)
 
     client = await serve(handler)
@@ -425,6 +425,6 @@ async def test_an_explicit_save_that_is_cancelled_is_carried_out_whole(serve: Se
     client = await serve(begin, read, handler, storage=storage)
     await headers_of(client, "/begin")
     assert "Set-Cookie" in await headers_of(client, "/handler")
-    assert len(kept(storage)) == 1
+    assert len(sessions_in(storage)) == 1
     async with client.get("/read") as response:
         assert await response.json() == {"a": 1}
