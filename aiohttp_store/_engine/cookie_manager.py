@@ -127,6 +127,8 @@ class CookieSessionManager:
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
             return SessionState(self, {}, None)
+        if self.lifetimes.believed(envelope, now) is not envelope:
+            return SessionState(self, {}, None)  # a copy of it would be believed again and again
         state = SessionState(self, data, Snapshot(session_id, session_id, value.encode(), envelope))
         if is_stale:
             state.ask(SAVE)

@@ -17,6 +17,8 @@ PROLONG_AFTER = 1 / 20
 """The share of the idle timeout after which a session that is only read is written again."""
 IDLE_TIMEOUT = 86_400.0
 """Seconds."""
+SKEW = 60.0
+"""Seconds by which the clock of another machine may be ahead of ours."""
 
 
 class Lifetimes:
@@ -31,6 +33,12 @@ class Lifetimes:
         """Return when a session ends that is not used again: seconds since the epoch."""
         created, written, idle_timeout, _, _ = envelope
         return min(written + (idle_timeout or self.idle_timeout), created + self.lifetime)
+
+    def believed(self, envelope: Envelope, now: float) -> Envelope:
+        """Return what was stored, with no time in the future: a wrong clock had made the session live until then."""
+        if max(envelope.created, envelope.written) <= now + SKEW:
+            return envelope
+        return envelope._replace(created=min(envelope.created, now), written=min(envelope.written, now))
 
     def is_over(self, envelope: Envelope) -> bool:
         return self.clock() >= self.ends(envelope)

@@ -200,11 +200,14 @@ class StorageSessionManager:
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
             return self._new_session(End(key, version))
-        state = SessionState(self, data, Snapshot(session_id, key, version, envelope))
+        believed = self.lifetimes.believed(envelope, now)
+        state = SessionState(self, data, Snapshot(session_id, key, version, believed))
         if is_stale:
             state.be_unknown_to_browser()
-        else:
+        elif believed is envelope:
             state.clean_until = self.lifetimes.clean_until(envelope, now)
+        if believed is not envelope:
+            state.ask(SAVE)
         return state
 
     async def _remove_damaged(self, key: str, version: bytes) -> None:

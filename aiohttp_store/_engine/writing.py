@@ -252,7 +252,8 @@ class SessionWriter:
                 log_throttled(logger.warning, what, snapshot.key[:8], error)
             self._lose(state, asked)
             return None
-        return snapshot._replace(version=record.version, envelope=envelope)
+        believed = self._lifetimes.believed(envelope, self._lifetimes.clock())
+        return snapshot._replace(version=record.version, envelope=believed)
 
     async def _read_again(self, state: SessionState) -> Snapshot | None:
         """Return what is stored now; `None` if the session has ended, by another or meanwhile in this request."""

@@ -8,6 +8,7 @@ from abc import ABCMeta
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypedDict
 
+from .._engine.lifetimes import SKEW
 from .._engine.state import EXPOSED, NO_REQUEST, RequestLink, refuse
 from ..session import Duration, seconds
 from ..session import Session as OurSession
@@ -58,6 +59,7 @@ class Kept:
     http_request: Any = None
     request: RequestLink = NO_REQUEST
     clean_until: float = 0.0
+    said: str = ""
     snapshot: None = None
 
     @property
@@ -254,4 +256,4 @@ def _readable(data: object, max_age: int | None, now: int) -> Any:
     created = data.get("created") or 0
     if isinstance(created, bool) or not isinstance(created, int | float):
         return None
-    return None if max_age is not None and now - created > max_age else data
+    return None if max_age is not None and not -SKEW <= now - created <= max_age else data

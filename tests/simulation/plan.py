@@ -96,6 +96,8 @@ class Plan:
     """When the server is restarted, and whether it keeps its records."""
     jumps: tuple[Jump, ...] = ()
     on_conflict: Literal["merge", "overwrite", "raise"] = "merge"
+    are_corrected: bool = False
+    """Whether the clocks agree again when somebody looks at how long a session lives."""
     idle_timeout: float = DAY
     lifetime: float | None = None
     is_cancelling: bool = True
@@ -119,7 +121,7 @@ class Plan:
     @property
     def spread(self) -> float:
         """The seconds by which two of the clocks may differ at most."""
-        return sum(abs(jump.by) for jump in self.jumps)
+        return 0.0 if self.are_corrected else sum(abs(jump.by) for jump in self.jumps)
 
 
 COOKIES: tuple[CookieKind, ...] = ("own", "old", "none", "made up")

@@ -65,6 +65,20 @@ SCENARIOS: dict[str, tuple[str | None, Plan]] = {
             pauses=(),
         ),
     ),
+    "a session begins while the clock is years ahead": (
+        None,
+        Plan(
+            rounds=(
+                Round(visits=LOGIN.visits, pause=1.0),
+                *(Round(visits=(Visit(),), pause=20.0) for _ in range(8)),
+            ),
+            jumps=(Jump(0.5, 0, 3650 * DAY), Jump(10.0, 0, -3650 * DAY)),
+            are_corrected=True,
+            idle_timeout=60.0,
+            lifetime=100.0,
+            pauses=(),
+        ),
+    ),
     "a session is ended during the last save": (None, _beside_last_save(Step("invalidate"))),
     "a new id is asked for during the last save": (None, _beside_last_save(Step("renew"))),
     "a key is set during the last save": (None, _beside_last_save(Step("put"), Step("changed"))),
