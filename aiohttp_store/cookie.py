@@ -27,6 +27,7 @@ __all__ = [
     "derive_keys",
     "forbid_caching",
     "key_of_id",
+    "take_back",
 ]
 
 MAX_AGE = 400 * 86_400
@@ -275,6 +276,12 @@ def add_vary(headers: CIMultiDict[str]) -> None:
     fields = [field.strip().lower() for field in present.split(",")]
     if "cookie" not in fields and "*" not in fields:
         headers[hdrs.VARY] = f"{present}, Cookie"
+
+
+def take_back(headers: CIMultiDict[str], said: str) -> None:
+    """Remove a `Set-Cookie` that was put there before."""
+    others = [one for one in headers.popall(hdrs.SET_COOKIE, ()) if one != said]
+    headers.extend([(hdrs.SET_COOKIE, one) for one in others])
 
 
 def forbid_caching(headers: CIMultiDict[str]) -> list[str]:

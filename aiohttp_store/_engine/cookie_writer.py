@@ -8,7 +8,7 @@ from collections.abc import Callable
 from aiohttp import hdrs, web
 
 from .._log import log_once, logger
-from ..cookie import Cookie, CookieFinder, add_vary, forbid_caching
+from ..cookie import Cookie, CookieFinder, add_vary, forbid_caching, take_back
 from .lifetimes import Lifetimes
 from .state import SessionState, Snapshot
 
@@ -39,6 +39,9 @@ class CookieWriter:
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
         """Carry out the cookie's column of the end-of-request table; what was said before is said anew."""
         add_vary(response.headers)
+        if state.said:
+            take_back(response.headers, state.said)
+            state.said = ""
         held, wanted = state.held, state.snapshot
         if wanted is held or state.is_gone:
             return
@@ -72,10 +75,7 @@ class CookieWriter:
         if not over_https:
             _warn_of_plain_http(cookie, request)
         secure = cookie.is_secure(over_https)
-        before, state.said = state.said, cookie.header(value, secure=secure, max_age=max_age)
-        if before:
-            others = [one for one in response.headers.popall(hdrs.SET_COOKIE, ()) if one != before]
-            response.headers.extend([(hdrs.SET_COOKIE, one) for one in others])
+        state.said = cookie.header(value, secure=secure, max_age=max_age)
         response.headers.add(hdrs.SET_COOKIE, state.said)
         taken_out = forbid_caching(response.headers)
         if taken_out:

@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiosignal import Signal
 
+from ..cookie import take_back
 from ..errors import StorageUnavailable
 from .middleware import FAILED, REFUSALS, as_response, save, vary_on_failure
 from .request_state import REQUEST_STATE, RequestState, end
@@ -48,6 +49,7 @@ class _BeforeHeaders:
                 if isinstance(error, StorageUnavailable):
                     one.failed(error)
                 if one.has_left and isinstance(error, REFUSALS):
+                    take_back(response.headers, one.state.said)
                     _become(response, as_response(error))
                     break
                 _unprepare(request, response)
@@ -65,7 +67,7 @@ async def _save_before_headers(visit: RequestState, request: web.Request, respon
         vary_on_failure(visit, response)
     elif response.status == FAILED:
         pass
-    elif state.clean_until and visit.manager.now() < state.clean_until:
+    elif state.clean_until and (visit.has_left or visit.manager.now() < state.clean_until):
         visit.manager.answer(request, response, state)
     else:
         await save(visit, request, response)

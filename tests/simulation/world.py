@@ -337,8 +337,12 @@ class World:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         attempt = self.oracle.attempts[int(request.query["attempt"])]
         handler = Handler(self, request, attempt)
-        await handler.open()
-        await handler.take_all(attempt.visit.steps)
+        try:
+            await handler.open()
+            await handler.take_all(attempt.visit.steps)
+        except Exception:
+            attempt.pending.clear()  # what a handler has done that fails is dropped
+            raise
         if handler.response is not None:
             await handler.response.write_eof()
         if attempt.visit.steps and attempt.visit.steps[-1].does == "redirect":

@@ -340,6 +340,19 @@ async def test_a_late_change_that_cannot_be_saved_is_a_503(aiohttp_client: Aioht
     assert await shown(client) == {"a": 1}
 
 
+async def test_a_new_session_whose_late_change_cannot_be_saved_sends_no_cookie(aiohttp_client: AiohttpClient) -> None:
+    storage = Failing()
+
+    async def late(request: web.Request, response: web.StreamResponse) -> None:
+        storage.down = "save"
+        (await get_session(request))["late"] = True
+
+    client = await served(aiohttp_client, storage, after=[late])
+    async with client.get("/begin") as response:
+        assert response.status == 503
+        assert "Set-Cookie" not in response.headers
+
+
 async def test_what_changes_nothing_is_written_once(aiohttp_client: AiohttpClient) -> None:
     class Counting(Remote):
         saves = 0
