@@ -269,8 +269,11 @@ def checked_secrets(secret: Secret) -> list[bytes]:
 
 def add_vary(headers: CIMultiDict[str]) -> None:
     """Say that the response depends on the cookie (RFC 9110, section 12.5.5)."""
-    if hdrs.VARY not in headers:
+    said = headers.get(hdrs.VARY)
+    if said is None:
         headers[hdrs.VARY] = "Cookie"
+        return
+    if said == "Cookie":
         return
     present = ",".join(headers.getall(hdrs.VARY))
     fields = [field.strip().lower() for field in present.split(",")]

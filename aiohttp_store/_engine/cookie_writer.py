@@ -39,10 +39,13 @@ class CookieWriter:
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
         """Carry out the cookie's column of the end-of-request table; what was said before is said anew."""
         add_vary(response.headers)
+        held, wanted = state.held, state.snapshot
         if state.said:
+            if state.said_for is wanted and state.said in response.headers.getall(hdrs.SET_COOKIE, ()):
+                self._forbid_caching(response)
+                return
             take_back(response.headers, state.said)
             state.said = ""
-        held, wanted = state.held, state.snapshot
         if wanted is held or state.is_gone:
             return
         if wanted is None:
@@ -76,7 +79,11 @@ class CookieWriter:
             _warn_of_plain_http(cookie, request)
         secure = cookie.is_secure(over_https)
         state.said = cookie.header(value, secure=secure, max_age=max_age)
+        state.said_for = state.snapshot
         response.headers.add(hdrs.SET_COOKIE, state.said)
+        self._forbid_caching(response)
+
+    def _forbid_caching(self, response: web.StreamResponse) -> None:
         taken_out = forbid_caching(response.headers)
         if taken_out:
             log_once(

@@ -179,7 +179,8 @@ class SessionState:
     dirty = 0
     clean_until = 0.0  # before this time there is nothing to save: only scalars were read
     request: RequestLink = NO_REQUEST
-    said = ""  # the cookie that was put into the response's headers
+    said = ""  # the cookie that was put into the response's headers, and for what
+    said_for: Snapshot | None = None
 
     def __init__(self, manager: SessionManager[SessionState], data: dict[str, Any], snapshot: Snapshot | None) -> None:
         self.manager = manager

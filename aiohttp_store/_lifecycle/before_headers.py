@@ -7,9 +7,9 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiosignal import Signal
 
-from ..cookie import take_back
+from ..cookie import add_vary, take_back
 from ..errors import StorageUnavailable
-from .middleware import FAILED, REFUSALS, as_response, save, vary_on_failure
+from .middleware import FAILED, REFUSALS, as_response, save
 from .request_state import REQUEST_STATE, RequestState, end
 
 __all__ = ["apps_below", "save_before_headers"]
@@ -21,30 +21,42 @@ def save_before_headers(app: web.Application) -> None:
     So whatever a handler that prepares its response itself, a middleware around ours or another receiver of the signal
     has changed is saved, and nobody takes back what is said in the headers.
     """
-    for one in [app, *apps_below(app)]:
+    below = apps_below(app)
+    for one in [app, *below]:
         receivers: Signal[web.Request, web.StreamResponse] = Signal(one)
-        receivers.extend(receiver for receiver in one.on_response_prepare if not isinstance(receiver, _BeforeHeaders))
-        receivers.append(_BeforeHeaders(one))
+        others = [other for other in one.on_response_prepare if not isinstance(_owner(other), _BeforeHeaders)]
+        receivers.extend([*others, _BeforeHeaders(one, is_alone=not below).receive])
         receivers.freeze()
         one._on_response_prepare = receivers  # noqa: SLF001  (aiohttp freezes it before anything starts)
+
+
+def _owner(receiver: object) -> object:
+    return getattr(receiver, "__self__", None)
 
 
 class _BeforeHeaders:
     """Saves and says what is not saved and said yet."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, *, is_alone: bool) -> None:
         self._app = app
+        self._is_alone = is_alone
 
-    async def __call__(self, request: web.Request, response: web.StreamResponse) -> None:
-        if request.match_info.apps[-1] is not self._app:  # the inner app's receivers come later
+    async def receive(self, request: web.Request, response: web.StreamResponse) -> None:
+        try:
+            visit: RequestState = request[REQUEST_STATE]
+        except KeyError:  # another middleware answered first
             return
-        visit: RequestState | None = request.get(REQUEST_STATE)
-        if visit is None:  # another middleware answered first
+        if self._is_alone:
+            if visit.has_left and not visit.headers_sent and _is_saved(visit, request, response):
+                end(visit)
+                return
+        elif request.match_info.apps[-1] is not self._app:  # the inner app's receivers come later
             return
         visits = [one for one in _of_request(visit) if not one.headers_sent]
         for one in visits:
             try:
-                await _save_before_headers(one, one.request or request, response)
+                if not _is_saved(one, request, response):
+                    await save(one, one.request or request, response)
             except BaseException as error:
                 if isinstance(error, StorageUnavailable):
                     one.failed(error)
@@ -61,16 +73,19 @@ class _BeforeHeaders:
                 one.headers_sent = True
 
 
-async def _save_before_headers(visit: RequestState, request: web.Request, response: web.StreamResponse) -> None:
+def _is_saved(visit: RequestState, request: web.Request, response: web.StreamResponse) -> bool:
+    """Whether there is nothing to save, or no more; then say it in the headers."""
     state = visit.state
     if state is None:
-        vary_on_failure(visit, response)
-    elif response.status == FAILED:
-        pass
-    elif state.clean_until and (visit.has_left or visit.manager.now() < state.clean_until):
-        visit.manager.answer(request, response, state)
-    else:
-        await save(visit, request, response)
+        if visit.failure is not None:
+            add_vary(response.headers)
+        return True
+    if response.status == FAILED:
+        return True
+    if state.clean_until and (visit.has_left or visit.manager.now() < state.clean_until):
+        visit.manager.answer(visit.request or request, response, state)
+        return True
+    return False
 
 
 def _of_request(visit: RequestState) -> list[RequestState]:

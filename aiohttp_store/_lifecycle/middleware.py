@@ -24,7 +24,6 @@ __all__ = [
     "new_session",
     "no_setup",
     "save",
-    "vary_on_failure",
 ]
 
 
@@ -154,15 +153,15 @@ def _is_to_be_saved(visit: RequestState, response: web.StreamResponse, *, is_alo
         RuntimeError: the session was changed, and only `save_before_headers` could save it.
     """
     state = visit.state
-    prepared = getattr(response, "prepared", None)
-    if prepared is None:  # aiohttp tells what it thinks of what the handler gave
-        return False
+    is_unasked = state is None and visit.failure is None
+    if is_unasked or (prepared := getattr(response, "prepared", None)) is None:
+        return False  # aiohttp tells what it thinks of a response that is none
     if response.status == FAILED:
         if visit.failure is not None and not prepared:
             raise visit.failure
         return False
-    if state is None:
-        vary_on_failure(visit, response)
+    if state is None:  # a page for those who have a session and those who have none
+        add_vary(response.headers)
         return False
     if state.clean_until and visit.manager.now() < state.clean_until:
         add_vary(response.headers)
@@ -185,12 +184,6 @@ async def save(visit: RequestState, request: web.Request, response: web.StreamRe
         await visit.manager.save(request, response, saved)
     if not visit.headers_sent:
         visit.manager.answer(request, response, saved)
-
-
-def vary_on_failure(visit: RequestState, response: web.StreamResponse) -> None:
-    """Keep the page that a handler shows while the storage is down from those who have a session."""
-    if visit.failure is not None:
-        add_vary(response.headers)
 
 
 async def _another_task(visit: RequestState) -> None:
