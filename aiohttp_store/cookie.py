@@ -38,7 +38,7 @@ MAX_NAME = MAX_SIZE - 87
 MAX_ATTRIBUTE = 1024
 """Bytes of one attribute's value (RFC 6265bis, section 5.6)."""
 MAX_LOOKED_AT = 4
-"""How many well-formed cookies of our name one request may make us verify and load."""
+"""How many different well-formed cookies of our name one request may make us verify and load; of more, none is."""
 MAX_REMEMBERED = 2048
 """How many visitors' `Cookie` headers are remembered with what was found in them."""
 MAX_REMEMBERED_SIZE = 2048
@@ -183,12 +183,19 @@ class CookieFinder:
         self._well_formed = re.compile(rf"{ours}{form}[ \t]*(?=;|$)")
 
     def is_in(self, headers: CIMultiDictProxy[str]) -> bool:
-        """Tell whether the request has a cookie of our name, whatever its value."""
+        """Return whether the request has a cookie of our name, whatever its value."""
         return any(self._any.search(header) for header in headers.getall(hdrs.COOKIE, ()))
 
     def found_in(self, headers: Sequence[str]) -> list[Any]:
-        """Give the groups of the form in the first well-formed cookies, as many as are looked at."""
-        return [found for header in headers for found in self._well_formed.findall(header)][:MAX_LOOKED_AT]
+        """Return the groups of the form in the well-formed cookies, copies once; nothing if there are too many.
+
+        The first few of too many could be those that somebody else has put in front of the visitor's own.
+        """
+        found = self._all_in(headers)
+        return [] if len(found) > MAX_LOOKED_AT else found
+
+    def _all_in(self, headers: Sequence[str]) -> list[Any]:
+        return list(dict.fromkeys(found for header in headers for found in self._well_formed.findall(header)))
 
 
 class CookieReader(CookieFinder):
@@ -204,7 +211,7 @@ class CookieReader(CookieFinder):
         self._find_again = lru_cache(MAX_REMEMBERED)(self._find)
 
     def read(self, headers: CIMultiDictProxy[str]) -> Sequence[PresentedId]:
-        """Give the ids, each once, in the header's order; forged and malformed values are left out."""
+        """Return the ids, each once, in the header's order; forged and malformed values are left out."""
         cookies = headers.getall(hdrs.COOKIE, ())
         if len(cookies) == 1 and len(cookies[0]) <= MAX_REMEMBERED_SIZE:
             return self._find_again(cookies[0])

@@ -110,7 +110,7 @@ class CookieSessionManager:
 
     def _carried_by(self, request: web.BaseRequest) -> list[SessionState]:
         values = self._finder.found_in(request.headers.getall(hdrs.COOKIE, ()))
-        return [self._read(value) for value in dict.fromkeys(values)]
+        return [self._read(value) for value in values]
 
     def _read(self, value: str) -> SessionState:
         """Make the session of a cookie; a new one, if it is not one of ours or its time is over."""

@@ -63,7 +63,7 @@ class SessionTakeover:
 
     def watch(self, request: web.BaseRequest, state: SessionState) -> None:
         """Remember which old cookie must not bring back what ends here."""
-        if (old_id := self._legacy.id_in(request.cookies)) is not None:
+        if (old_id := self._legacy.id_in(request.headers, request.cookies)) is not None:
             self._old_ids[state] = old_id
 
     async def adopt(self, request: web.BaseRequest, state: SessionState) -> PresentedId | None:
@@ -72,7 +72,7 @@ class SessionTakeover:
         Raises:
             StorageUnavailable: the storage did not answer in time.
         """
-        old_id = self._legacy.id_in(request.cookies)
+        old_id = self._legacy.id_in(request.headers, request.cookies)
         if old_id is None:
             return None
         # Not batched, as it happens once to a visitor. The redirect is looked for last: who finds no old record because

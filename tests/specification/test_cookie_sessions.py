@@ -245,13 +245,24 @@ def test_no_two_sealings_share_a_salt_or_a_nonce() -> None:
     assert len({value[:16] for value in values}) == len({value[16:28] for value in values}) == 2000
 
 
-async def test_at_most_four_cookies_are_looked_at_and_one_twice_is_one() -> None:
+async def test_of_more_than_four_cookies_none_is_looked_at_and_one_twice_is_one() -> None:
     manager = manager_of()
-    value = await sealed(manager, {"a": 1})
-    junk = text(bytes(200))
-    assert await opened(manager, "junk", junk, junk, "", junk, value) == {"a": 1}
-    assert await opened(manager, junk, junk, junk, junk, value) == {}
-    assert await opened(manager, value, value) == {"a": 1}
+    value, tossed = await sealed(manager, {"a": 1}), await sealed(manager, {"user": "mallory"})
+    junk = [text(bytes([number] * 200)) for number in range(4)]
+    assert await opened(manager, "junk", *junk[:3], "", value, junk[0]) == {"a": 1}
+    assert await opened(manager, *junk, value) == await opened(manager, value, *junk) == {}
+    assert await opened(manager, value, value) == await opened(manager, *[value] * 9) == {"a": 1}
+    assert await opened(manager, *[tossed] * 4, value) == {}
+    assert await opened(manager, tossed, *junk[:3], value) == {}
+
+
+async def test_more_sealed_cookies_than_are_looked_at_are_nobodys_session(serve: Serve) -> None:
+    client = await serve(begin, show, act)
+    mine, tossed = await begun(client), await begun(client)
+    other = [text(bytes([number] * 200)) for number in range(4)]
+    for values in ([tossed] * 4 + [mine], [tossed, *other, mine], [mine, *other]):
+        found, header = await ask(client, "/show", "; session=".join(values))
+        assert (found["data"], header) == ({}, None)
 
 
 HEADER = Envelope(2e9, 2e9, None, b"").pack()

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
 from aiohttp_store._lifecycle.request_state import MANAGER
-from aiohttp_store.cookie import key_of_id
+from aiohttp_store.cookie import CookieReader, key_of_id
 
 from ..conftest import ONE_SERVER, Client, Serve
 from ..support.proxy import Proxy
@@ -325,6 +325,42 @@ async def test_two_live_sessions_in_one_request_are_nobodys(
     assert await get(client, "/show", f"{tossed}; {mine}") == ({}, None)
     assert "2 live sessions in cookies 'session'" in caplog.text
     assert "__Host-" in caplog.text
+
+
+@pytest.mark.parametrize("secret", [None, SECRETS], ids=["plain", "signed"])
+async def test_more_cookies_than_are_looked_at_are_nobodys_session(
+    secret: list[str] | None, serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url, secret=secret)
+    mine, tossed = await begin(client), await begin(client)
+    alien = ["session=" + CookieReader("session", secret).value(secrets.token_urlsafe(32)) for _ in range(8)]
+    assert await get(client, "/show", "; ".join([tossed] * 4 + [mine])) == ({}, None)
+    assert await get(client, "/show", "; ".join([mine] * 9)) == ({"a": "1"}, None)
+    assert await get(client, "/show", "; ".join([*alien[:3], mine])) == ({"a": "1"}, None)
+    for crowd in (
+        [tossed, *alien[:3], mine],
+        [tossed, tossed, *alien, mine],
+        [mine, *alien[:3], tossed],
+        [mine, *alien[:4]],
+    ):
+        assert await get(client, "/show", "; ".join(crowd)) == ({}, None)
+        async with client.session.get(
+            client.make_url("/show"), headers=[("Cookie", one) for one in crowd]
+        ) as response:  # in a header each
+            assert await response.json() == {}
+    _, header = await get(client, "/put?b=2", "; ".join([tossed, *alien, mine]))
+    assert header is not None
+    assert header.partition(";")[0] not in (mine, tossed)
+    for alive in (mine, tossed):
+        assert (await get(client, "/show", alive))[0] == {"a": "1"}
+
+
+async def test_forged_cookies_are_counted_before_they_are_verified(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://", secret=SECRETS)
+    mine = await begin(client)
+    forged = [f"session={secrets.token_urlsafe(32)}.{secrets.token_urlsafe(32)}" for _ in range(4)]
+    assert (await get(client, "/show", "; ".join([*forged[:3], mine])))[0] == {"a": "1"}
+    assert (await get(client, "/show", "; ".join([mine, *forged])))[0] == {}
 
 
 async def test_an_id_in_the_address_is_ignored(serve: Serve) -> None:

@@ -250,10 +250,17 @@ def test_only_cookies_of_exactly_our_name_are_read_from_every_header_each_id_onc
     assert not reader.is_in(headers("sessions=junk"))
 
 
-def test_at_most_four_cookies_are_looked_at() -> None:
+@pytest.mark.parametrize("keys", [None, SECRETS])
+def test_at_most_four_cookies_are_looked_at_and_of_more_none(keys: list[str] | None) -> None:
+    reader = CookieReader("session", keys)
     ids = [secrets.token_urlsafe(32) for _ in range(6)]
-    found = CookieReader("session", None).read(headers("; ".join(f"session={one}" for one in ids)))
-    assert [one.id for one in found] == ids[:4]
+    cookies = [f"session={reader.value(one)}" for one in ids]
+    for some in (cookies[:4], cookies[:4] * 3, [*cookies[:4], "session=junk"]):
+        for headed in (["; ".join(some)], some):
+            assert [one for one, _ in read(reader, *headed)] == ids[:4]
+    for more in (cookies, cookies[:5], cookies[:1] * 4 + cookies):
+        for headed in (["; ".join(more)], more):
+            assert read(reader, *headed) == []
 
 
 def test_malformed_cookies_do_not_hide_the_genuine_one() -> None:
