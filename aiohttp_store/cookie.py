@@ -63,7 +63,11 @@ class Cookie:
     """
 
     name: str = "session"
-    """The cookie's name; with `__Host-` in front, the strongest choice on https, no sibling domain can set it."""
+    """The cookie's name; with `__Host-` in front, the strongest choice on https, no sibling domain can set it.
+
+    With `__Host-Http-` no script can set it either, in browsers that know this prefix. Names that begin with
+    `__Secure-` or `__Http-` demand less.
+    """
     path: str = "/"
     """The part of the site to which browsers send it."""
     domain: str | None = None
@@ -120,18 +124,22 @@ class Cookie:
             raise ConfigError(
                 f"Cookie(secure=False) contradicts {self._secure_because}, which browsers accept on secure cookies only"
             )
+        if not self.httponly and self._has_prefix("__http-", "__host-http-"):
+            raise ConfigError(
+                f"Cookie(httponly=False) contradicts name={self.name!r}, which browsers accept on HttpOnly cookies only"
+            )
         if self._has_prefix("__host-") and (self.domain is not None or self.path != "/"):
             raise ConfigError(
                 f"Cookie(name={self.name!r}) demands path='/' and no domain; "
                 f"it has path={self.path!r}, domain={self.domain!r}"
             )
 
-    def _has_prefix(self, prefix: str) -> bool:
-        return self.name.lower().startswith(prefix)  # browsers compare so (RFC 6265bis, section 5.7)
+    def _has_prefix(self, *prefixes: str) -> bool:
+        return self.name.lower().startswith(prefixes)  # browsers compare so (RFC 6265bis, section 5.7)
 
     @property
     def _secure_because(self) -> str | None:
-        if self._has_prefix("__host-") or self._has_prefix("__secure-"):
+        if self._has_prefix("__secure-", "__host-", "__http-"):
             return f"name={self.name!r}"
         if self.samesite == "None":
             return "samesite='None'"

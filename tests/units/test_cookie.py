@@ -71,6 +71,14 @@ def read(reader: CookieReader, *cookies: str) -> list[tuple[str, bool]]:
         ({"secure": False, "partitioned": True}, "contradicts partitioned=True"),
         ({"secure": False, "name": "__Host-s"}, "contradicts name='__Host-s'"),
         ({"secure": False, "name": "__secure-s"}, "contradicts name='__secure-s'"),
+        ({"secure": False, "name": "__Http-s"}, "contradicts name='__Http-s', which browsers accept on secure"),
+        ({"secure": False, "name": "__HOST-HTTP-s"}, "contradicts name='__HOST-HTTP-s', which browsers accept on sec"),
+        ({"httponly": False, "name": "__Http-s"}, "contradicts name='__Http-s', which browsers accept on HttpOnly"),
+        ({"httponly": False, "name": "__hTTP-s"}, r"Cookie\(httponly=False\) contradicts name='__hTTP-s'"),
+        ({"httponly": False, "name": "__Host-Http-s"}, "contradicts name='__Host-Http-s', which browsers accept on H"),
+        ({"httponly": False, "name": "__hosT-httP-s"}, r"Cookie\(httponly=False\) contradicts name='__hosT-httP-s'"),
+        ({"name": "__Host-Http-s", "path": "/app"}, "demands path='/' and no domain"),
+        ({"name": "__host-HTTP-s", "domain": "x.example"}, "demands path='/' and no domain"),
         ({"name": "__Host-s", "domain": "x.example"}, "demands path='/' and no domain"),
         ({"name": "__hOST-s", "path": "/app"}, "demands path='/' and no domain"),
     ],
@@ -97,6 +105,24 @@ def test_auto_is_secure_where_the_request_or_another_option_demands_it(
     cookie: Cookie, over_https: bool, secure: bool
 ) -> None:
     assert cookie.is_secure(over_https) is secure
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "__Host-s", "httponly": False},
+        {"name": "__Secure-s", "httponly": False, "domain": "x.example", "path": "/app"},
+        {"name": "__Http-s", "domain": "x.example", "path": "/app"},
+        {"name": "__Host-Http-s"},
+        {"name": "__Httpd", "httponly": False, "secure": False},
+        {"name": "Http-s", "httponly": False, "secure": False},
+    ],
+)
+def test_a_name_demands_what_browsers_check_and_no_more(options: dict[str, Any]) -> None:
+    cookie = Cookie(**options)
+    secure = options.get("secure", True)
+    assert cookie.is_secure(over_https=False) is secure
+    assert ("; HttpOnly" in cookie.header("v", secure=secure, max_age=0)) is options.get("httponly", True)
 
 
 def test_the_defaults_are_the_safe_ones() -> None:
@@ -148,7 +174,7 @@ def test_what_is_serialised_parses_back(
     priority: Any,
     max_age: int | None,
 ) -> None:
-    assume(not name.lower().startswith(("__host-", "__secure-")) and not path.endswith(" "))
+    assume(not name.lower().startswith(("__host-", "__secure-", "__http-")) and not path.endswith(" "))
     cookie = Cookie(
         name=name,
         path=f"/{path}",
