@@ -51,6 +51,7 @@ Secret = str | bytes | Sequence[str | bytes]
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _PATH = re.compile(r"/([\x20-\x3a\x3c-\x7e]*[\x21-\x3a\x3c-\x7e])?")  # RFC 6265, 4.1.1; browsers strip a last space
 _DOMAIN = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+_SAME_SITES = ("Lax", "Strict", "None", "auto", None)
 _ID = "[A-Za-z0-9_-]{43}"
 
 
@@ -80,9 +81,10 @@ class Cookie:
     """
     httponly: bool = True
     """Whether it is kept from scripts."""
-    samesite: Literal["Lax", "Strict", "None"] | None = "Lax"
+    samesite: Literal["Lax", "Strict", "None", "auto"] | None = "Lax"
     """Which cross-site requests carry it.
 
+    `"auto"` is `"None"` on https requests and `"Lax"` on http, where browsers accept no `"None"`.
     `None` leaves the attribute out, which is weaker than `"Lax"`: browsers may send a new cookie by other sites' forms.
     The string `"None"` allows all; where a browser blocks embedded sites' cookies, frames need `partitioned` as well.
     """
@@ -109,7 +111,7 @@ class Cookie:
             ("httponly", lambda flag: isinstance(flag, bool), "True or False"),
             ("partitioned", lambda flag: isinstance(flag, bool), "True or False"),
             ("persistent", lambda flag: isinstance(flag, bool), "True or False"),
-            ("samesite", lambda site: site in ("Lax", "Strict", "None", None), "'Lax', 'Strict', 'None' or None"),
+            ("samesite", lambda site: site in _SAME_SITES, "'Lax', 'Strict', 'None', 'auto' or None"),
             ("priority", lambda rank: rank in ("Low", "Medium", "High", None), "'Low', 'Medium', 'High' or None"),
         )
         for field, holds, rule in checks:
@@ -123,6 +125,11 @@ class Cookie:
         if self.secure is False and self._secure_because is not None:
             raise ConfigError(
                 f"Cookie(secure=False) contradicts {self._secure_because}, which browsers accept on secure cookies only"
+            )
+        if self.secure is False and self.samesite == "auto":
+            raise ConfigError(
+                "Cookie(secure=False) contradicts samesite='auto', which is 'None' on https: browsers accept that on "
+                "secure cookies only"
             )
         if not self.httponly and self._has_prefix("__http-", "__host-http-"):
             raise ConfigError(
@@ -146,11 +153,18 @@ class Cookie:
         return "partitioned=True" if self.partitioned else None
 
     def is_secure(self, over_https: bool) -> bool:
-        """Tell whether the cookie carries `Secure` on a response to such a request."""
+        """Return whether the cookie carries `Secure` on a response to such a request."""
         return over_https or self._secure_because is not None if self.secure == "auto" else self.secure
 
-    def header(self, value: str, *, secure: bool, max_age: int | None) -> str:
-        """Give the value of the `Set-Cookie` header; `max_age` in seconds, 0 removes the cookie."""
+    def header(self, value: str, *, secure: bool, max_age: int | None, over_https: bool | None = None) -> str:
+        """Return the value of the `Set-Cookie` header.
+
+        Args:
+            value: the cookie's value.
+            secure: see `is_secure`.
+            max_age: in seconds; 0 removes the cookie.
+            over_https: whether the request came by https, which `samesite="auto"` asks for; as `secure` by default.
+        """
         parts = [f"{self.name}={value}", f"Path={self.path}"]
         if self.domain is not None:
             parts.append(f"Domain={self.domain}")
@@ -162,7 +176,9 @@ class Cookie:
             parts.append("Secure")
         if self.httponly:
             parts.append("HttpOnly")
-        if self.samesite is not None:
+        if self.samesite == "auto":
+            parts.append("SameSite=None" if (secure if over_https is None else over_https) else "SameSite=Lax")
+        elif self.samesite is not None:
             parts.append(f"SameSite={self.samesite}")
         if self.partitioned:
             parts.append("Partitioned")

@@ -68,6 +68,8 @@ def read(reader: CookieReader, *cookies: str) -> list[tuple[str, bool]]:
         ({"samesite": "lax"}, "samesite must be 'Lax'"),
         ({"priority": "Highest"}, "priority must be 'Low'"),
         ({"secure": False, "samesite": "None"}, "contradicts samesite='None'"),
+        ({"secure": False, "samesite": "auto"}, "contradicts samesite='auto', which is 'None' on https"),
+        ({"samesite": "Auto"}, "samesite must be 'Lax', 'Strict', 'None', 'auto' or None"),
         ({"secure": False, "partitioned": True}, "contradicts partitioned=True"),
         ({"secure": False, "name": "__Host-s"}, "contradicts name='__Host-s'"),
         ({"secure": False, "name": "__secure-s"}, "contradicts name='__secure-s'"),
