@@ -151,6 +151,33 @@ async def test_a_response_with_our_cookie_is_kept_out_of_shared_caches(
     assert caplog.text.count("Cache-Control: public, s-maxage=5 was taken from a response") == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        ('private="x-foo", max-age=60', "private, max-age=60"),
+        ("public, must-understand, no-store, max-age=600", "private, must-understand, no-store, max-age=600"),
+        ('public, ext="no-store, private"', 'private, ext="no-store, private"'),
+        ('ext="no-store', "no-store"),
+    ],
+)
+@pytest.mark.parametrize("end", [False, True])
+async def test_what_a_shared_cache_may_read_in_spite_of_private_and_no_store_is_taken_out(
+    said: str, sent: str, end: bool, serve: Serve
+) -> None:
+    async def saying(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        if end:
+            session.invalidate()
+        else:
+            session["a"] = 1
+        return web.Response(headers={"Cache-Control": said, "CDN-Cache-Control": "public, max-age=600"})
+
+    headers = await headers_of(await serve(saying), "/saying", headers={"Cookie": "session=junk"})
+    assert "Set-Cookie" in headers
+    assert headers.getall("Cache-Control") == [sent]
+    assert headers.getall("CDN-Cache-Control") == ["no-store, max-age=600"]
+
+
 async def test_other_cookies_survive(serve: Serve) -> None:
     async def handler(request: web.Request) -> web.Response:
         (await get_session(request))["a"] = 1

@@ -331,6 +331,28 @@ def test_vary_is_added_to_what_is_there(present: list[str], expected: str) -> No
         (["public, max-age=60"], "private, max-age=60", ["public"]),
         (["Public", "S-MaxAge=9, max-age=60"], "private, max-age=60", ["Public", "S-MaxAge=9"]),
         (["public, NO-STORE"], "public, NO-STORE", []),
+        (['private="x-foo", max-age=60'], "private, max-age=60", ['private="x-foo"']),
+        (["Private=x-foo"], "private", ["Private=x-foo"]),
+        (['private="x-foo, x-bar", private'], "private", ['private="x-foo, x-bar"']),
+        (["PRIVATE, max-age=60"], "PRIVATE, max-age=60", []),
+        (["private, public, s-maxage=9"], "private", ["public", "s-maxage=9"]),
+        (
+            ["public, must-understand, no-store, max-age=600"],
+            "private, must-understand, no-store, max-age=600",
+            ["public"],
+        ),
+        (["no-store, Must-Understand"], "private, no-store, Must-Understand", []),
+        (["must-understand, private, no-store"], "must-understand, private, no-store", []),
+        (['no-cache="set-cookie, x", max-age=60'], 'private, no-cache="set-cookie, x", max-age=60', []),
+        (['ext="a, no-store, private", public'], 'private, ext="a, no-store, private"', ["public"]),
+        (['ext="a\\", no-store", max-age=1'], 'private, ext="a\\", no-store", max-age=1', []),
+        (['no-store="x", max-age=1'], 'private, no-store="x", max-age=1', []),
+        (["must-revalidate, proxy-revalidate"], "private, must-revalidate, proxy-revalidate", []),
+        ([", ,no-cache,,", "", "immutable"], "private, no-cache, immutable", []),
+        ([""], "no-store", []),
+        (['ext="a, no-store'], "no-store", ['ext="a, no-store']),
+        (["max-age = 60, private"], "no-store", ["max-age = 60, private"]),
+        (["public max-age=60"], "no-store", ["public max-age=60"]),
     ],
 )
 def test_a_response_with_our_cookie_stays_out_of_shared_caches(
@@ -339,3 +361,24 @@ def test_a_response_with_our_cookie_stays_out_of_shared_caches(
     response = CIMultiDict([("Cache-Control", value) for value in present])
     assert forbid_caching(response) == taken_out
     assert response.getall("Cache-Control") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "expected", "taken_out"),
+    [
+        ("CDN-Cache-Control", "max-age=600", "no-store, max-age=600", []),
+        ("Cloudflare-CDN-Cache-Control", "public, max-age=600", "no-store, max-age=600", ["public"]),
+        ("cdn-cache-control", "no-store", "no-store", []),
+        ("CDN-Cache-Control", "private", "private", []),
+        ("Surrogate-Control", 'max-age=60+10, content="ESI/1.0"', 'no-store, max-age=60+10, content="ESI/1.0"', []),
+        ("CDN-Cache-Control", "max-age=60;x=1", "no-store", ["max-age=60;x=1"]),
+        ("X-Cache-Control", "public", "public", []),
+    ],
+)
+def test_a_header_for_one_kind_of_cache_invites_none_of_it(
+    name: str, present: str, expected: str, taken_out: list[str]
+) -> None:
+    response = CIMultiDict({name: present, "Cache-Control": "max-age=60"})
+    assert forbid_caching(response) == taken_out
+    assert response.getall(name) == [expected]
+    assert response["Cache-Control"] == "private, max-age=60"
