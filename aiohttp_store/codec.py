@@ -117,6 +117,11 @@ class Envelope(NamedTuple):
     fields: Fields = ()
     """A version that does not know one carries it along."""
 
+    def __repr__(self) -> str:
+        tags = [tag for tag, _ in self.fields]
+        times = f"created={self.created}, written={self.written}, idle_timeout={self.idle_timeout}"
+        return f"<Envelope {times}, payload of {len(self.payload)} bytes, fields {tags}>"
+
     def pack(self) -> bytes:
         """Return the bytes that a storage keeps."""
         idle = 0 if self.idle_timeout is None else max(1, round(self.idle_timeout * 1000))

@@ -200,6 +200,9 @@ class PresentedId(NamedTuple):
     stale: bool
     """Signed with an older secret: to be sent again, signed with the first."""
 
+    def __repr__(self) -> str:
+        return f"<PresentedId of session {self.key[:8]}{', stale' if self.stale else ''}>"
+
 
 class CookieFinder:
     """Finds the cookies of one name in `Cookie` headers, by the form that a value of ours has."""

@@ -40,6 +40,10 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 
+def _size(data: object) -> str:
+    return f"{len(data)} bytes" if isinstance(data, bytes) else f"a {type(data).__name__}"
+
+
 class Record(NamedTuple):
     """What is stored under one key."""
 
@@ -47,6 +51,9 @@ class Record(NamedTuple):
     """Which write this is; opaque to all but the storage that made it."""
     data: bytes
     """Opaque to the storage."""
+
+    def __repr__(self) -> str:
+        return f"<Record of {_size(self.data)}, version {self.version!r}>"
 
 
 class Write(NamedTuple):
@@ -60,6 +67,10 @@ class Write(NamedTuple):
     """What to store; `None` removes the record, if it is still the expected version."""
     ttl: int
     """Seconds until the record is absent, at least 1."""
+
+    def __repr__(self) -> str:
+        what = "removal" if self.data is None else f"write of {_size(self.data)}"
+        return f"<Write: {what}, for session {self.key[:8]}, version {self.expected!r} expected, ttl {self.ttl}>"
 
 
 class Saved(NamedTuple):

@@ -117,7 +117,11 @@ class Snapshot(NamedTuple):
     id: str
     key: str
     version: bytes
+    """Under `cookie://` the cookie's value."""
     envelope: Envelope
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of session {self.key[:8]}, {self.envelope!r}>"
 
 
 UNKNOWN = Snapshot("", "", b"", Envelope(0, 0, None, b""))
@@ -141,6 +145,9 @@ class End(NamedTuple):
 
     key: str | None
     """Of its record, if it had one."""
+
+    def __repr__(self) -> str:
+        return "<End>" if self.key is None else f"<End of session {self.key[:8]}>"
 
 
 def refuse(why: str = "under cookie:// a change needs a new cookie") -> NoReturn:

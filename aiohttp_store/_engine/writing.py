@@ -358,31 +358,33 @@ class SessionWriter:
         loop = asyncio.get_running_loop()
         too_late = loop.time() + self._access.storage.timeout / 2
         while True:
-            session_id, key = self._draw()
-            write = Write(key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
+            drawn = self._draw()
+            write = Write(drawn.key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
             try:
                 outcome = await self._batcher.save(write, asker)
             except StorageUnavailable:
                 # Another server can take a session that is new; what this one may have stored, nobody knows the id of.
-                if loop.time() > too_late or self._batcher.is_failing(self._draw()[1]):
+                if loop.time() > too_late or self._batcher.is_failing(self._draw().key):
                     raise
                 continue
             if isinstance(outcome, Saved):
-                logger.info("session %s created", key[:8])
-                return Snapshot(session_id, key, outcome.version, envelope)
+                logger.info("session %s created", drawn.key[:8])
+                return Snapshot(drawn.id, drawn.key, outcome.version, envelope)
 
     def key_of(self, session_id: str) -> str:
         """Return the key of the record of an id."""
         return key_of_id(session_id, self._cookie_name)
 
-    def _draw(self) -> tuple[str, str]:
+    def _draw(self) -> PresentedId:
         """Return a new id and its key: of several servers, at one that answers."""
         for _ in range(DRAWS):
-            session_id = secrets.token_urlsafe(32)
-            key = self.key_of(session_id)
-            if not self._batcher.is_failing(key):
+            drawn = self._identified(secrets.token_urlsafe(32))
+            if not self._batcher.is_failing(drawn.key):
                 break
-        return session_id, key
+        return drawn
+
+    def _identified(self, session_id: str) -> PresentedId:
+        return PresentedId(session_id, self.key_of(session_id), stale=False)
 
     def discard(self, key: str) -> None:
         """Remove a record whose id nobody has, in the background."""

@@ -33,6 +33,9 @@ class LegacySession(NamedTuple):
     """Seconds since the epoch of its last write; `None` where it does not say."""
     data: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<LegacySession of {len(self.data)} keys>"
+
 
 @dataclass(frozen=True)
 class Legacy:

@@ -56,6 +56,9 @@ class Found(NamedTuple):
     value: bytes
     token: int
 
+    def __repr__(self) -> str:
+        return f"<Found {len(self.value)} bytes, token {self.token}>"
+
 
 # Requests
 

@@ -81,7 +81,11 @@ class Source(NamedTuple):
     """How `open` makes a client of our own, and what `repr` says of it."""
 
     connect: Callable[[], Any]
+    """It holds the whole URL."""
     shown: str
+
+    def __repr__(self) -> str:
+        return f"<Source {self.shown}>"
 
 
 class _Pool(Pool):

@@ -67,7 +67,7 @@ class SentinelOptions(TCPOptions):
 
     sentinel_user: str | None = None
     """The user who logs in to the sentinels; the one of the URL logs in to the server."""
-    sentinel_password: str | None = None
+    sentinel_password: str | None = dataclasses.field(default=None, repr=False)
     """The password for the sentinels."""
 
 

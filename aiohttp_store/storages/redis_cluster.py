@@ -266,6 +266,9 @@ class _Command(NamedTuple):
     name: str
     words: tuple[Any, ...]
 
+    def __repr__(self) -> str:
+        return f"<{self.words[0]} of one key>"
+
     def with_script(self) -> _Command:
         return _Command(self.name, ("EVAL", SAVE, *self.words[2:]))
 
