@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 
 from aiohttp import hdrs, web
-from multidict import CIMultiDictProxy
 
 from .._log import log_once, logger
 from ..cookie import Cookie, CookieFinder, add_vary, forbid_caching
@@ -98,7 +97,7 @@ def _warn_of_plain_http(cookie: Cookie, request: web.BaseRequest) -> None:
                 "the session's cookie is for https only, and this request came by http, so browsers drop it; "
                 "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
             )
-    elif cookie.secure == "auto" and _says_https(request.headers):
+    elif cookie.secure == "auto" and _says_https(request):
         log_once(
             logger.warning,
             "a proxy says that the browser uses https, but such headers are not trusted, so the session's cookie "
@@ -106,9 +105,9 @@ def _warn_of_plain_http(cookie: Cookie, request: web.BaseRequest) -> None:
         )
 
 
-def _says_https(headers: CIMultiDictProxy[str]) -> bool:
+def _says_https(request: web.BaseRequest) -> bool:
     """Whether a proxy says that the browser uses https. Of several proxies the first is the browser's."""
     for name, https in _SCHEME_OF_BROWSER.items():
-        if name in headers and https.match(",".join(headers.getall(name))):
+        if name in request.headers and https.match(",".join(request.headers.getall(name))):
             return True
     return False

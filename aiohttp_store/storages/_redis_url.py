@@ -146,7 +146,7 @@ _WAYS: dict[str, Callable[[StorageURL], tuple[Connections, RedisOptions]]] = {
 
 def _database(url: StorageURL, number: str) -> int:
     if number and not (number.isascii() and number.isdecimal()):
-        raise ConfigError(f"{number!r} in {url} is not the number of a database; write {url.scheme}://…/0")
+        raise ConfigError(f"{url.quoted(number)} is not the number of a database; write {url.scheme}://…/0")
     return int(number or 0)
 
 
