@@ -168,8 +168,7 @@ class CookieSessionManager:
 
     async def apply(self, state: SessionState, change: Callable[[SessionState], T]) -> T:
         """Run `change`, once, on what the request carried, as there is nothing newer; then seal."""
-        before = state.fork(self.codec.copy(state.data))
-        fork = state.fork(self.codec.copy(state.data))
+        before, fork = map(state.fork, self.codec.copies(state.data))
         result = fork.changed_by(change)
         self._write(fork)
         if fork.is_gone:

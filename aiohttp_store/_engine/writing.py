@@ -18,7 +18,7 @@ from .access import Background, StorageAccess, log_unsaved
 from .batching import Batcher
 from .lifetimes import Lifetimes
 from .locks import WriterLock
-from .merge import is_same, merge
+from .merge import merge
 from .session_codec import SessionCodec
 from .state import EXPOSED, RENEW, SessionState, Snapshot
 
@@ -190,10 +190,7 @@ class SessionWriter:
         if newest is None and change is None:
             fork = state.fork(state.data)
             return fork, fork
-        before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))
-        for key, value in self._codec.copy(state.data).items():
-            if not is_same(state.data.get(key), value):  # as a tuple, which comes back as a list
-                state.data[key] = value
+        before, fork = map(state.fork, self._codec.copies(state.data))
         return before, fork
 
     def _prepare(

@@ -732,6 +732,27 @@ async def test_what_fits_no_longer_is_kept_where_it_is_only_read(serve: Serve) -
         assert "Set-Cookie" not in response.headers
 
 
+async def test_what_comes_back_otherwise_than_it_was_set_is_changed_as_well(serve: Serve) -> None:
+    """A tuple comes back as a list, and bytes that are not UTF-8, which a browser may send, as U+FFFD."""
+
+    async def change(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["pair"], session["a\udcf1"], session["nested"] = (1, 2), "\udcf1", {"\udcf1": ("\udcf1",)}
+        await session.apply(add)
+        return web.json_response(dict(session))
+
+    def add(session: Session) -> None:
+        session["pair"].append(3)
+        session["a\ufffd"] += "b"
+        session["nested"]["\ufffd"].append("b")
+
+    expected = {"pair": [1, 2, 3], "a\ufffd": "\ufffdb", "nested": {"\ufffd": ["\ufffd", "b"]}}
+    client = await serve(change, show)
+    found, header = await ask(client, "/change")
+    assert found == expected
+    assert (await ask(client, "/show", value_in(header or "")))[0]["data"] == expected
+
+
 async def test_renewing_what_is_empty_changes_nothing_of_a_stream(serve: Serve) -> None:
     async def stream(request: web.Request) -> web.StreamResponse:
         (await get_session(request)).renew()
