@@ -228,9 +228,9 @@ class _Answering(AbstractAsyncContextManager[None]):
         if isinstance(error, Exception) and not isinstance(error, SessionError):
             reason = f"{type(error).__name__}: {error}"
             if (advice := self._storage.refusal(error)) is not None:
-                raise StorageRefused(f"{self._storage!r} refuses: {reason}; {advice}") from error
+                raise _of(self._storage, StorageRefused(f"{self._storage!r} refuses: {reason}; {advice}")) from error
             if isinstance(error, self._outages):
-                raise StorageUnavailable(f"{self._storage!r} failed: {reason}") from error
+                raise _of(self._storage, StorageUnavailable(f"{self._storage!r} failed: {reason}")) from error
 
 
 class Sharded(Storage):
@@ -335,8 +335,13 @@ async def retrying(call: Callable[[], Awaitable[T]], is_lost: Callable[[Exceptio
 
 
 def timed_out(storage: Storage) -> StorageUnavailable:
-    """Make the error that says that the deadline has passed."""
-    return StorageUnavailable(f"{storage!r} did not answer within {storage.timeout:g} s")
+    """Return the error that says that the deadline has passed."""
+    return _of(storage, StorageUnavailable(f"{storage!r} did not answer within {storage.timeout:g} s"))
+
+
+def _of(storage: Storage, error: StorageUnavailable) -> StorageUnavailable:
+    error.storage = storage
+    return error
 
 
 _drawn: list[bytes] = []  # ahead of use, as asking the system takes longer than the rest of a write to memory

@@ -122,7 +122,8 @@ class CookieSessionManager:
             session_id, envelope = unpack(content)
             data = self.codec.decode(envelope.payload)
         except (UndecodableError, UnknownFormatError) as error:
-            log_throttled(logger.warning, "a session in a cookie cannot be read, and is taken for none: %s", error)
+            what = "a session in a cookie cannot be read, and is taken for none: %s"
+            log_throttled(logger.warning, what, error, about=self)
             return SessionState(self, {}, None)
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
@@ -207,7 +208,7 @@ class CookieSessionManager:
                 if snapshot is None or draft != snapshot.envelope.payload or RENEW in state.asked:
                     raise
                 # It was only read; what compressed better when it was sealed stays as it is until its time is over.
-                log_throttled(logger.warning, "a session is not prolonged: %s", error)
+                log_throttled(logger.warning, "a session is not prolonged: %s", error, about=self)
             else:
                 state.settle(asked, sealed)
         else:

@@ -86,6 +86,7 @@ class CookieWriter:
                 logger.warning,
                 "Cache-Control: %s was taken from a response that sets the session's cookie",
                 ", ".join(taken_out),
+                about=cookie,
             )
 
 
@@ -96,12 +97,14 @@ def _warn_of_plain_http(cookie: Cookie, request: web.BaseRequest) -> None:
                 logger.warning,
                 "the session's cookie is for https only, and this request came by http, so browsers drop it; "
                 "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
+                about=cookie,
             )
     elif cookie.secure == "auto" and _says_https(request):
         log_once(
             logger.warning,
             "a proxy says that the browser uses https, but such headers are not trusted, so the session's cookie "
             "is sent without Secure; let aiohttp-remotes set the request's scheme",
+            about=cookie,
         )
 
 

@@ -187,10 +187,10 @@ class StorageSessionManager:
         except TombstoneError:
             return self._new_session()
         except UnknownFormatError as error:
-            log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error)
+            log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error, about=self.storage)
             return self._new_session()
         except UndecodableError as error:
-            log_throttled(logger.warning, "session %s is removed: %s", key[:8], error)
+            log_throttled(logger.warning, "session %s is removed: %s", key[:8], error, about=self.storage)
             self.background.spawn(self._remove_damaged(key, version))
             return self._new_session()
         now = self.lifetimes.clock()
@@ -288,5 +288,6 @@ def one_that_lives(found: Sequence[SessionState], cookie: Cookie) -> SessionStat
             "have set one of them, which a name that begins with __Host- prevents",
             len(live),
             cookie.name,
+            about=cookie.name,
         )
     return live[0] if len(live) == 1 else None

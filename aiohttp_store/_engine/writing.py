@@ -235,7 +235,7 @@ class SessionWriter:
         except (UndecodableError, UnknownFormatError) as error:
             if not isinstance(error, TombstoneError):
                 what = "session %s was replaced by a record that cannot be read: %s"
-                log_throttled(logger.warning, what, snapshot.key[:8], error)
+                log_throttled(logger.warning, what, snapshot.key[:8], error, about=self._access.storage)
             self._lose(state, asked)
             return None
         return snapshot._replace(version=record.version, envelope=envelope)

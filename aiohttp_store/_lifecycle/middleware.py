@@ -52,7 +52,7 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         if visit.is_loading:
             await _another_task(visit)
         elif visit.failure is not None:  # one budget for loading, however often it is asked for
-            raise StorageUnavailable(*visit.failure.args) from visit.failure
+            raise visit.failure.copy() from visit.failure
         else:
             visit.is_loading = True
             try:
@@ -114,7 +114,7 @@ def middleware_of(manager: SessionManager[Any]) -> Middleware:
         except (StorageUnavailable, SessionConflict, SessionGone) as error:
             if visit.headers_sent or request.writer.output_size > 0:
                 raise  # aiohttp then drops the connection, where a page would be a second response
-            raise _as_response(error) from error
+            raise _as_response(error, visit.manager) from error
         else:
             return response
         finally:
@@ -217,12 +217,15 @@ def no_setup() -> RuntimeError:
     return RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")
 
 
-def _as_response(error: SessionError) -> web.HTTPException:
+def _as_response(error: SessionError, manager: SessionManager[Any]) -> web.HTTPException:
     if isinstance(error, StorageUnavailable):
+        storage = manager if error.storage is None else error.storage
         if isinstance(error, StorageRefused):
-            log_throttled(logger.error, "the session storage will not serve, requests are answered 503: %s", error)
+            what = "the session storage will not serve, requests are answered 503: %s"
+            log_throttled(logger.error, what, error, about=storage)
         else:
-            log_throttled(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
+            what = "the session storage is unavailable, requests are answered 503: %s"
+            log_throttled(logger.warning, what, error, about=storage)
         return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER), hdrs.VARY: "Cookie"})
     logger.info("answered 409: %s", error)
     return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})

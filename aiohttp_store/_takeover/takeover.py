@@ -102,7 +102,7 @@ class SessionTakeover:
             raise
         except Exception as error:  # noqa: BLE001  (of any codec: theirs held what ours cannot)
             what = "a session of aiohttp-session cannot be taken over, and its visitor is anonymous: %s"
-            log_throttled(logger.warning, what, error)
+            log_throttled(logger.warning, what, error, about=self._storage)
             self._left_alone.add(state)
             return None
         session_id = await self._redirect(old_id, fresh.id, self._ttl)

@@ -146,7 +146,8 @@ class AiohttpSessionAdapter:
             return kept_of(adopted(self.storage, await self._ask(self.storage.load_session(request))))
         except (ValueError, LookupError) as error:
             name, reason = type(self.storage).__name__, type(error).__name__
-            log_throttled(logger.warning, "a %s could not read a session (%s); its visitor is anonymous", name, reason)
+            what = "a %s could not read a session (%s); its visitor is anonymous"
+            log_throttled(logger.warning, what, name, reason, about=self.storage)
             return kept_of(Session(None, data=None, new=True))
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, kept: Kept) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from aiohttp_store import StorageUnavailable, Write, get_session, get_storage
+from aiohttp_store import Record, StorageRefused, StorageUnavailable, Write, _log, get_session, get_storage
 from aiohttp_store.cookie import key_of_id
 
 from ..conftest import Client, Serve
-from ..support.remote import Left
+from ..support.remote import Left, Remote
 from .test_streams import Failing
 
 VALUE = "a value that nobody else may read"
@@ -56,7 +58,26 @@ async def clash(request: web.Request) -> web.Response:
     return web.Response()
 
 
-HANDLERS = (begin, renew, logout, empty, clash)
+async def twice(request: web.Request) -> web.Response:
+    """Ask again for a session that could not be loaded."""
+    with pytest.raises(StorageUnavailable):
+        await get_session(request)
+    await get_session(request)
+    return web.Response()
+
+
+HANDLERS = (begin, renew, logout, empty, clash, twice)
+
+
+class Down(Remote):
+    """A storage of somebody else that is down, and says so in its own words."""
+
+    def __init__(self, name: str, error: type[StorageUnavailable]) -> None:
+        super().__init__()
+        self.error = error(f"{name} is down")
+
+    async def load(self, keys: Sequence[str]) -> list[Record | None]:
+        raise self.error
 
 
 async def visit(client: Client, path: str, status: int = 200) -> None:
@@ -118,6 +139,70 @@ async def test_an_outage_is_logged_once_a_minute(serve: Serve, caplog: pytest.Lo
         await visit(client, "/begin", 503)
     lines = [record.getMessage() for record in caplog.records if record.name == "aiohttp_store"]
     assert lines == ["the session storage is unavailable, requests are answered 503: down"]
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable, StorageRefused])
+async def test_of_two_storages_that_are_down_each_is_named_once_a_minute(
+    error: type[StorageUnavailable], serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    storages = [Down(name, error) for name in ("shop", "admin")]
+    clients = [await serve(*HANDLERS, storage=storage) for storage in storages]
+    caplog.clear()
+    for path in ("/begin", "/renew", "/twice"):
+        for client in clients * 3:
+            client.session.cookie_jar.update_cookies({"session": "A" * 43})
+            await visit(client, path, 503)
+    lines = [record.getMessage() for record in caplog.records if record.name == "aiohttp_store"]
+    assert [line.rpartition(": ")[2] for line in lines] == ["shop is down", "admin is down"]
+    level = logging.ERROR if error is StorageRefused else logging.WARNING
+    assert {record.levelno for record in caplog.records if record.name == "aiohttp_store"} == {level}
+
+
+async def test_of_two_servers_of_one_storage_that_are_down_each_is_named(
+    serve: Serve, caplog: pytest.LogCaptureFixture, unused_tcp_port_factory: Callable[[], int]
+) -> None:
+    ports = [unused_tcp_port_factory() for _ in range(2)]
+    client = await serve(*HANDLERS, storage="memcached://" + ",".join(f"127.0.0.1:{port}" for port in ports))
+    caplog.clear()
+    for _ in range(60):  # each id is at one of the two
+        client.session.cookie_jar.update_cookies({"session": secrets.token_urlsafe(32)})
+        await visit(client, "/renew", 503)
+    lines = [record.getMessage() for record in caplog.records if "answered 503" in record.getMessage()]
+    assert len(lines) == 2
+    assert {port for port in ports for line in lines if f"at 127.0.0.1:{port}>" in line} == {*ports}
+
+
+async def test_damaged_records_of_two_storages_are_logged_for_each(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients = [await serve(*HANDLERS) for _ in range(2)]
+    caplog.clear()
+    for client in clients * 2:
+        await visit(client, "/begin")
+        assert client.app is not None
+        key = key_of_id(id_of(client))
+        (record,) = await get_storage(client.app).load([key])
+        assert record is not None
+        await get_storage(client.app).save([Write(key, record.version, b"\x01", 60)])
+        await visit(client, "/logout")
+    assert len([record for record in caplog.records if "is removed" in record.getMessage()]) == 2
+
+
+def test_what_is_remembered_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+
+    def log(message: str, /, *args: Any) -> None:
+        lines.append(message % args)
+
+    now = 0.0
+    monkeypatch.setattr("aiohttp_store._log.time.monotonic", lambda: now)
+    _log.log_once(log, "once")
+    for number in range(3 * _log.MANY):
+        now = number * _log.THROTTLE / 100
+        _log.log_throttled(log, "%d", number, about=str(number))
+        _log.log_once(log, "once")
+    assert len(lines) == 3 * _log.MANY + 1
+    assert len(_log._last) <= _log.MANY + 1
 
 
 async def test_damaged_records_are_logged_once_a_minute(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
