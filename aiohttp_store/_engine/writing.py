@@ -30,6 +30,8 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 
 DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
+CREATES = 4
+"""Keys that a storage may say it has already; no random key is drawn twice."""
 LAST_WRITES = 8
 """Writes at the end of a request at most, if its other tasks change the session during each of them."""
 
@@ -352,8 +354,8 @@ class SessionWriter:
         Raises:
             SessionTooLarge, StorageUnavailable: see `Session.save`.
         """
-        loop = asyncio.get_running_loop()
-        too_late = loop.time() + self._access.storage.timeout / 2
+        loop, storage, refused = asyncio.get_running_loop(), self._access.storage, 0
+        too_late = loop.time() + storage.timeout / 2
         while True:
             drawn = self._draw()
             write = Write(drawn.key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
@@ -367,6 +369,14 @@ class SessionWriter:
             if isinstance(outcome, Saved):
                 logger.info("session %s created", drawn.key[:8])
                 return Snapshot(drawn.id, drawn.key, outcome.version, envelope)
+            refused += 1
+            if refused == CREATES:
+                answer = type(outcome).__name__
+                error = StorageUnavailable(
+                    f"{storage!r} is broken: it answered {answer} to a create under a random key"
+                )
+                error.storage = storage
+                raise error
 
     def key_of(self, session_id: str) -> str:
         """Return the key of the record of an id."""

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
+from aiohttp_store import (
+    Conflict,
+    Cookie,
+    Gone,
+    Outcome,
+    Record,
+    Storage,
+    StorageUnavailable,
+    Write,
+    get_session,
+    get_storage,
+    new_session,
+)
 from aiohttp_store._lifecycle.request_state import MANAGER
+from aiohttp_store.codec import Envelope
 from aiohttp_store.cookie import CookieReader, key_of_id
 
 from ..conftest import ONE_SERVER, Client, Serve
@@ -419,6 +433,74 @@ async def test_ids_are_never_drawn_twice_and_a_collision_takes_nothing_over(
     assert draws == []
     assert not header.startswith(mine)
     assert (await get(client, "/show", mine))[0] == {"a": "1"}
+
+
+class Taken(Left):
+    """A storage that never creates, and, once it is `paused`, waits at each save until the client has left."""
+
+    answer: Any = Gone()
+    saves = 0
+    paused = False
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        if all(write.expected is not None for write in writes):
+            return await self.memory.save(writes)
+        self.saves += 1
+        if self.paused:
+            await self._wait("save")
+        return [self.answer for _ in writes]
+
+
+ANSWERS = [Gone(), Conflict(Record(b"12345678", b"")), Conflict(Record(b"", b"junk")), None]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=["gone", "conflict", "junk", "nothing"])
+@pytest.mark.parametrize("path", ["/put?a=1", "/restart?write=1", "/renew", "/save", "/apply"])
+async def test_a_storage_that_never_creates_is_an_outage_and_is_not_asked_without_end(
+    path: str, answer: Any, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def save(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["a"] = 1
+        await session.save()
+        return web.Response()
+
+    async def apply(request: web.Request) -> web.Response:
+        await (await get_session(request)).apply(lambda session: session.update(a=1))
+        return web.Response()
+
+    storage = Taken()
+    storage.answer = answer
+    client = await serve(*HANDLERS, save, apply, storage=storage)
+    cookie = await begin_in(storage)
+    caplog.clear()
+    async with client.get(path, headers={"Cookie": cookie} if path == "/renew" else {}) as response:
+        assert (response.status, response.headers.get("Retry-After")) == (503, "1")
+        assert "Set-Cookie" not in response.headers
+    assert 1 <= storage.saves <= 4
+    assert f"is broken: it answered {type(answer).__name__} to a create under a random key" in caplog.text
+    assert (await get(client, "/show", cookie))[0] == {"a": "1"}
+
+
+async def begin_in(storage: Taken) -> str:
+    session_id = secrets.token_urlsafe(32)
+    record = Envelope(time.time(), time.time(), None, b'{"a":"1"}').pack()
+    await storage.memory.save([Write(key_of_id(session_id), None, record, 3600)])
+    return f"session={session_id}"
+
+
+@pytest.mark.parametrize("path", ["/put?a=1", "/restart?write=1", "/renew"])
+async def test_a_storage_that_never_creates_is_not_asked_without_end_after_the_client_has_left(
+    path: str, serve: Serve
+) -> None:
+    storage = Taken()
+    client = await serve(*HANDLERS, storage=storage)
+    cookie = await begin_in(storage)
+    storage.paused = True
+    await storage.leave(client, asyncio.create_task(get(client, path, cookie if path == "/renew" else None)))
+    await client.close()  # waits for what the request has left behind
+    assert 1 <= storage.saves <= 4
+    assert list(kept(storage)) == [key_of_id(id_of(cookie))]
 
 
 async def test_logouts_and_visits_without_a_session_store_nothing(serve: Serve) -> None:
