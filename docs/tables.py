@@ -136,7 +136,7 @@ def shown(message: ast.expr, nodes: list[ast.AST]) -> str:
 
 LAYERS = (
     ("errors.py", "_log.py"),
-    ("url.py", "cookie.py", "codec.py"),
+    ("url.py", "_caching.py", "cookie.py", "codec.py"),
     ("storage.py",),
     ("_takeover/legacy.py",),
     ("storages/",),
