@@ -204,6 +204,9 @@ class PresentedId(NamedTuple):
 class CookieFinder:
     """Finds the cookies of one name in `Cookie` headers, by the form that a value of ours has."""
 
+    _flaw = "is not sealed with any of the secrets"
+    """Of a value in the right form that is none of ours."""
+
     def __init__(self, name: str, form: str) -> None:
         self.name = name
         ours = rf"(?:^|;)[ \t]*{re.escape(name)}="
@@ -222,6 +225,15 @@ class CookieFinder:
         found = self._all_in(headers)
         return [] if len(found) > MAX_LOOKED_AT else found
 
+    def why_none(self, headers: CIMultiDictProxy[str]) -> str:
+        """Return what is wrong with the cookies of a request of which none is one of ours."""
+        if not self.is_in(headers):
+            return f"it carries no cookie {self.name!r}"
+        found = self._all_in(headers.getall(hdrs.COOKIE, ()))
+        if len(found) > MAX_LOOKED_AT:
+            return f"it carries {len(found)} different cookies {self.name!r}, and at most {MAX_LOOKED_AT} are looked at"
+        return f"its cookie {self.name!r} {self._flaw if found else 'does not have the form of ours'}"
+
     def _all_in(self, headers: Sequence[str]) -> list[Any]:
         return list(dict.fromkeys(found for header in headers for found in self._well_formed.findall(header)))
 
@@ -231,6 +243,8 @@ class CookieReader(CookieFinder):
 
     A visitor sends the same header with each request, so what was found in it is remembered.
     """
+
+    _flaw = "is not signed with any of the secrets"
 
     def __init__(self, name: str, secret: Secret | None) -> None:
         self._pair = f"{name}="

@@ -16,7 +16,7 @@ from ..session import Duration, Session
 from ..url import StorageURL
 from .cookie_writer import CookieWriter
 from .lifetimes import IDLE_TIMEOUT, Lifetimes
-from .manager import checked_cookie, one_that_lives
+from .manager import checked_cookie, explain, one_that_lives
 from .sealing import LEAST, Seal, new_id, pack, unpack
 from .session_codec import SessionCodec
 from .state import RENEW, SAVE, End, SessionState, Snapshot, refuse
@@ -98,7 +98,11 @@ class CookieSessionManager:
 
     async def load(self, request: web.BaseRequest) -> SessionState:
         """Return the session that the request carries, or a new one."""
-        return one_that_lives(self._carried_by(request), self.cookie) or SessionState(self, {}, None)
+        found = self._carried_by(request)
+        state = one_that_lives(found, self.cookie) or SessionState(self, {}, None)
+        if state.snapshot is None:
+            explain(request, self._finder, found)
+        return state
 
     async def new(self, request: web.BaseRequest, old: SessionState | None) -> SessionState:
         """Return an empty session, which takes the place of the request's old one in the browser."""
@@ -124,15 +128,20 @@ class CookieSessionManager:
         except (UndecodableError, UnknownFormatError) as error:
             what = "a session in a cookie cannot be read, and is taken for none: %s"
             log_throttled(logger.warning, what, error, about=self)
-            return SessionState(self, {}, None)
+            return self._absent("is of another format" if isinstance(error, UnknownFormatError) else "is damaged")
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
-            return SessionState(self, {}, None)
+            return self._absent("has expired")
         state = SessionState(self, data, Snapshot(session_id, session_id, value.encode(), envelope))
         if is_stale:
             state.ask(SAVE)
         else:
             state.clean_until = self.lifetimes.clean_until(envelope, now)
+        return state
+
+    def _absent(self, absence: str) -> SessionState:
+        state = SessionState(self, {}, None)
+        state.absence = absence
         return state
 
     # The way out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypedDict, TypeVar, cast
 
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from .._log import log_throttled, logger
 from ..codec import Codec, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
-from ..cookie import Cookie, CookieReader, PresentedId, Secret
+from ..cookie import Cookie, CookieFinder, CookieReader, PresentedId, Secret
 from ..errors import ConfigError
 from ..session import Duration, Session
 from ..storage import Record, Storage, Write
@@ -22,7 +23,7 @@ from .session_codec import SessionCodec
 from .state import SAVE, End, SessionState, Snapshot
 from .writing import OnConflict, SessionWriter
 
-__all__ = ["Options", "StorageSessionManager", "Takeover", "checked_cookie", "one_that_lives"]
+__all__ = ["Options", "StorageSessionManager", "Takeover", "checked_cookie", "explain", "one_that_lives"]
 
 T = TypeVar("T")
 
@@ -142,13 +143,15 @@ class StorageSessionManager:
             StorageUnavailable: the storage did not answer in time.
         """
         presented = self._reader.read(request.headers)
-        if len(presented) == 1 and self.access.is_open and self._takeover is None:
+        is_lone = len(presented) == 1 and self.access.is_open and self._takeover is None
+        if is_lone and not logger.isEnabledFor(logging.DEBUG):
             return self._batcher.load(presented[0].key, presented[0])
         return self._load_one_of(request, presented)
 
     async def _load_one_of(self, request: web.BaseRequest, presented: Sequence[PresentedId]) -> SessionState:
         """Return the session of the one cookie whose session lives."""
         if not presented and self._takeover is None:
+            explain(request, self._reader, [])
             return self._new_session()
         async with self.access.budget():  # the bare middleware opens its storage at the first use
             found = await asyncio.gather(*[self._batcher.load(one.key, one) for one in presented])
@@ -158,10 +161,15 @@ class StorageSessionManager:
                     state = await self._batcher.load(successor.key, successor)
                     state.be_unknown_to_browser()
                 self._takeover.watch(request, state)
+            if state.snapshot is None:
+                explain(request, self._reader, found)
             return state
 
-    def _new_session(self) -> SessionState:
-        return SessionState(self, {}, None)
+    def _new_session(self, absence: str = "") -> SessionState:
+        state = SessionState(self, {}, None)
+        if absence:
+            state.absence = absence
+        return state
 
     async def new(self, request: web.BaseRequest, old: SessionState | None) -> SessionState:
         """Return an empty session that, when it is saved, ends the request's old one, loaded or not."""
@@ -177,25 +185,25 @@ class StorageSessionManager:
 
     def _read(self, presented: PresentedId, record: Record | None) -> SessionState:
         """Make the session of a record; a new one, if there is none that can be read and whose time is not over."""
-        if record is None:
-            return self._new_session()
         session_id, key, is_stale = presented
+        if record is None:
+            return self._new_session("is not stored: it has ended, or never began")
         version, encoded = record
         try:
             envelope = unpack_envelope(encoded)
             data = self.codec.decode(envelope.payload)
         except TombstoneError:
-            return self._new_session()
+            return self._new_session("has been renewed, and has another id")
         except UnknownFormatError as error:
             log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error, about=self.storage)
-            return self._new_session()
+            return self._new_session("is of another format")
         except UndecodableError as error:
             log_throttled(logger.warning, "session %s is removed: %s", key[:8], error, about=self.storage)
             self.background.spawn(self._remove_damaged(key, version))
-            return self._new_session()
+            return self._new_session("is damaged")
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
-            return self._new_session()
+            return self._new_session("has expired")
         state = SessionState(self, data, Snapshot(session_id, key, version, envelope))
         if is_stale:
             state.be_unknown_to_browser()
@@ -276,6 +284,22 @@ def checked_cookie(cookie: Cookie | None) -> Cookie:
     if not isinstance(cookie, Cookie):
         raise ConfigError(f"cookie={cookie!r} must be a Cookie, as Cookie(name='session', samesite='Lax')")
     return cookie
+
+
+def explain(request: web.BaseRequest, finder: CookieFinder, found: Sequence[SessionState]) -> None:
+    """Say at DEBUG why a request has no session.
+
+    Args:
+        request: it may carry cookies.
+        finder: looks for them.
+        found: what their sessions are.
+    """
+    if logger.isEnabledFor(logging.DEBUG):
+        live = sum(state.snapshot is not None for state in found)
+        why = " and ".join(dict.fromkeys(f"its session {state.absence}" for state in found if state.absence))
+        if live > 1:
+            why = f"it carries {live} live ones in cookies {finder.name!r}"
+        logger.debug("a request has no session: %s", why or finder.why_none(request.headers))
 
 
 def one_that_lives(found: Sequence[SessionState], cookie: Cookie) -> SessionState | None:

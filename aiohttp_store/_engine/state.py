@@ -176,6 +176,7 @@ class SessionState:
     dirty = 0
     clean_until = 0.0  # before this time there is nothing to save: only scalars were read
     request: RequestLink = NO_REQUEST
+    absence = ""  # why a cookie's session is not there
 
     def __init__(self, manager: SessionManager[SessionState], data: dict[str, Any], snapshot: Snapshot | None) -> None:
         self.manager = manager

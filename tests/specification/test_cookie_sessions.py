@@ -698,6 +698,7 @@ async def test_no_log_line_holds_a_cookie(serve: Serve, caplog: pytest.LogCaptur
     for step in ("renew", "new&do=set", "clear&do=save&do=set", "invalidate"):
         values.append(value_in((await ask(client, f"/act?do={step}", values[-1]))[1] or ""))
     ours = [record.getMessage() for record in caplog.records if record.name == "aiohttp_store"]
+    assert ours.pop(0) == "a request has no session: it carries no cookie 'session'"
     assert [re.sub(r"(?<=[ ])[A-Za-z0-9_-]{8}(?= |$)", "12345678", line) for line in ours] == [
         "session 12345678 created",
         "session 12345678 renewed as 12345678",
