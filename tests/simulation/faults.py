@@ -128,7 +128,7 @@ FAULTS = [
     Fault(
         "what a refused change did is kept",
         "_engine/writing.py",
-        "before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))",
+        "before, fork = map(state.fork, self._codec.copies(state.data))",
         "before, fork = state.fork(self._codec.copy(state.data)), state.fork(state.data)",
     ),
     Fault(
