@@ -132,6 +132,9 @@ class Envelope(NamedTuple):
         times = f"created={self.created}, written={self.written}, idle_timeout={self.idle_timeout}"
         return f"<Envelope {times}, payload of {len(self.payload)} bytes, fields {tags}>"
 
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
     def pack(self) -> bytes:
         """Return the bytes that a storage keeps."""
         idle = 0 if self.idle_timeout is None else max(1, round(self.idle_timeout * 1000))

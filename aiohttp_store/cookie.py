@@ -200,6 +200,9 @@ class PresentedId(NamedTuple):
     def __repr__(self) -> str:
         return f"<PresentedId of session {self.key[:8]}{', stale' if self.stale else ''}>"
 
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 class CookieFinder:
     """Finds the cookies of one name in `Cookie` headers, by the form that a value of ours has."""

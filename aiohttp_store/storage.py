@@ -55,6 +55,9 @@ class Record(NamedTuple):
     def __repr__(self) -> str:
         return f"<Record of {_size(self.data)}, version {self.version!r}>"
 
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 class Write(NamedTuple):
     """One change that is wanted, on condition of what is there."""
@@ -71,6 +74,9 @@ class Write(NamedTuple):
     def __repr__(self) -> str:
         what = "removal" if self.data is None else f"write of {_size(self.data)}"
         return f"<Write: {what}, for session {self.key[:8]}, version {self.expected!r} expected, ttl {self.ttl}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 class Saved(NamedTuple):

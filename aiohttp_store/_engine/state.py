@@ -123,6 +123,9 @@ class Snapshot(NamedTuple):
     def __repr__(self) -> str:
         return f"<Snapshot of session {self.key[:8]}, {self.envelope!r}>"
 
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 UNKNOWN = Snapshot("", "", b"", Envelope(0, 0, None, b""))
 """What a browser holds of which only is known that it is to be replaced."""
@@ -148,6 +151,9 @@ class End(NamedTuple):
 
     def __repr__(self) -> str:
         return "<End>" if self.key is None else f"<End of session {self.key[:8]}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 def refuse(why: str = "under cookie:// a change needs a new cookie") -> NoReturn:

@@ -36,6 +36,9 @@ class LegacySession(NamedTuple):
     def __repr__(self) -> str:
         return f"<LegacySession of {len(self.data)} keys>"
 
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 @dataclass(frozen=True)
 class Legacy:

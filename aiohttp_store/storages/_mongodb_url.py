@@ -87,6 +87,9 @@ class Source(NamedTuple):
     def __repr__(self) -> str:
         return f"<Source {self.shown}>"
 
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 class _Pool(Pool):
     """PyMongo's pool, where a `connect` that is cancelled closes its socket.

@@ -269,6 +269,9 @@ class _Command(NamedTuple):
     def __repr__(self) -> str:
         return f"<{self.words[0]} of one key>"
 
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
     def with_script(self) -> _Command:
         return _Command(self.name, ("EVAL", SAVE, *self.words[2:]))
 

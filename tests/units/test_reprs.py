@@ -73,6 +73,23 @@ def test_no_repr_of_the_engine_shows_an_id_data_or_a_secret(shown: Any) -> None:
             assert hidden not in text
 
 
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: type(shown).__name__)
+def test_a_tracker_that_looks_into_tuples_is_told_not_to(shown: Any) -> None:
+    def texts(value: Any) -> Iterator[str]:
+        """Do what Sentry's serializer does."""
+        if hasattr(type(value), "__sentry_repr__"):
+            yield value.__sentry_repr__()
+        elif isinstance(value, tuple | list):
+            for item in value:
+                yield from texts(item)
+        else:
+            yield repr(value)
+
+    for text in texts(shown):
+        for hidden in (ID, DATA, SECRET):
+            assert hidden not in text
+
+
 @pytest.mark.parametrize(
     "url",
     [
