@@ -196,6 +196,8 @@ class PresentedId(NamedTuple):
     """Under which the storage knows it."""
     stale: bool
     """Signed with an older secret: to be sent again, signed with the first."""
+    is_only: bool = False
+    """The request carried no other."""
 
     def __repr__(self) -> str:
         return f"<PresentedId of session {self.key[:8]}{', stale' if self.stale else ''}>"
@@ -263,8 +265,9 @@ class CookieReader(CookieFinder):
         return self._find(*cookies)
 
     def _find(self, *headers: str) -> tuple[PresentedId, ...]:
-        found = (self._open(*pair) for pair in self.found_in(headers))
-        return tuple({one.id: one for one in found if one is not None}.values())
+        opened = (self._open(*pair) for pair in self.found_in(headers))
+        found = tuple({one.id: one for one in opened if one is not None}.values())
+        return (found[0]._replace(is_only=True),) if len(found) == 1 else found
 
     def value(self, session_id: str) -> str:
         """Give the cookie's value for an id: itself, or with its signature where a secret is set."""

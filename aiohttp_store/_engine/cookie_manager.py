@@ -128,10 +128,11 @@ class CookieSessionManager:
         except (UndecodableError, UnknownFormatError) as error:
             what = "a session in a cookie cannot be read, and is taken for none: %s"
             log_throttled(logger.warning, what, error, about=self)
-            return self._absent("is of another format" if isinstance(error, UnknownFormatError) else "is damaged")
+            is_foreign = isinstance(error, UnknownFormatError)
+            return self._absent(f"its session is {'of another format' if is_foreign else 'damaged'}")
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
-            return self._absent("has expired")
+            return self._absent("its session has expired")
         state = SessionState(self, data, Snapshot(session_id, session_id, value.encode(), envelope))
         if is_stale:
             state.ask(SAVE)

@@ -143,8 +143,7 @@ class StorageSessionManager:
             StorageUnavailable: the storage did not answer in time.
         """
         presented = self._reader.read(request.headers)
-        is_lone = len(presented) == 1 and self.access.is_open and self._takeover is None
-        if is_lone and not logger.isEnabledFor(logging.DEBUG):
+        if len(presented) == 1 and self.access.is_open and self._takeover is None:
             return self._batcher.load(presented[0].key, presented[0])
         return self._load_one_of(request, presented)
 
@@ -161,14 +160,19 @@ class StorageSessionManager:
                     state = await self._batcher.load(successor.key, successor)
                     state.be_unknown_to_browser()
                 self._takeover.watch(request, state)
-            if state.snapshot is None:
+            if state.snapshot is None and (len(presented) != 1 or self._takeover is not None):
                 explain(request, self._reader, found)
             return state
 
-    def _new_session(self, absence: str = "") -> SessionState:
-        state = SessionState(self, {}, None)
-        if absence:
-            state.absence = absence
+    def _new_session(self) -> SessionState:
+        return SessionState(self, {}, None)
+
+    def _absent(self, presented: PresentedId, absence: str) -> SessionState:
+        """Return a new session in the place of one that is not there, and say why at DEBUG."""
+        if presented.is_only and self._takeover is None:
+            logger.debug("a request has no session: %s", absence)
+        state = self._new_session()
+        state.absence = absence
         return state
 
     async def new(self, request: web.BaseRequest, old: SessionState | None) -> SessionState:
@@ -185,25 +189,25 @@ class StorageSessionManager:
 
     def _read(self, presented: PresentedId, record: Record | None) -> SessionState:
         """Make the session of a record; a new one, if there is none that can be read and whose time is not over."""
-        session_id, key, is_stale = presented
         if record is None:
-            return self._new_session("is not stored: it has ended, or never began")
+            return self._absent(presented, "its session is not stored: it has ended, or never began")
+        session_id, key, is_stale, _ = presented
         version, encoded = record
         try:
             envelope = unpack_envelope(encoded)
             data = self.codec.decode(envelope.payload)
         except TombstoneError:
-            return self._new_session("has been renewed, and has another id")
+            return self._absent(presented, "its session has been renewed, and has another id")
         except UnknownFormatError as error:
             log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error, about=self.storage)
-            return self._new_session("is of another format")
+            return self._absent(presented, "its session is of another format")
         except UndecodableError as error:
             log_throttled(logger.warning, "session %s is removed: %s", key[:8], error, about=self.storage)
             self.background.spawn(self._remove_damaged(key, version))
-            return self._new_session("is damaged")
+            return self._absent(presented, "its session is damaged")
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
-            return self._new_session("has expired")
+            return self._absent(presented, "its session has expired")
         state = SessionState(self, data, Snapshot(session_id, key, version, envelope))
         if is_stale:
             state.be_unknown_to_browser()
@@ -296,7 +300,7 @@ def explain(request: web.BaseRequest, finder: CookieFinder, found: Sequence[Sess
     """
     if logger.isEnabledFor(logging.DEBUG):
         live = sum(state.snapshot is not None for state in found)
-        why = " and ".join(dict.fromkeys(f"its session {state.absence}" for state in found if state.absence))
+        why = " and ".join(dict.fromkeys(state.absence for state in found if state.absence))
         if live > 1:
             why = f"it carries {live} live ones in cookies {finder.name!r}"
         logger.debug("a request has no session: %s", why or finder.why_none(request.headers))
