@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
@@ -37,6 +38,7 @@ _FIELD = struct.Struct(">BH")  # tag, and bytes of its value
 _HEADER_SIZE, _unpack_header = _HEADER.size, _HEADER.unpack_from
 _TOMBSTONE_SIZE = 1 + 43
 _LEAST, _BEYOND = -(2**63), 2**64
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class UndecodableError(ValueError):
@@ -82,11 +84,16 @@ def _loads_strictly(encoded: bytes) -> Any:
     return json.loads(encoded, parse_constant=_refuse_constant)
 
 
+def _dumps(data: dict[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 class JSONCodec:
     """JSON by orjson where it is installed, else by the standard library; both accept the same values.
 
     Those are str, bool, None, finite floats, integers from -2**63 to 2**64-1, and lists and
-    dicts of them with str keys, at most 254 levels deep. A tuple comes back as a list.
+    dicts of them with str keys, at most 254 levels deep. A tuple comes back as a list, and an instance of a subclass
+    as one of the class itself. A lone surrogate in a str, which no UTF-8 can hold, comes back as U+FFFD.
     """
 
     def dumps(self, data: dict[str, Any]) -> bytes:
@@ -107,8 +114,11 @@ class JSONCodec:
             path, reason = flaw
             raise TypeError(f"session{path} {reason}")
         if orjson is not None:
-            return orjson.dumps(data, _as_plain)
-        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            return orjson.dumps(_plain(data))
+        try:
+            return _dumps(data).encode()
+        except UnicodeEncodeError:
+            return _dumps(_plain(data)).encode()
 
     # Decode; any exception means that these bytes are not what `dumps` wrote.
     loads = staticmethod(_loads_strictly if orjson is None else orjson.loads)
@@ -130,6 +140,14 @@ class Envelope(NamedTuple):
     payload: bytes
     fields: Fields = ()
     """A version that does not know one carries it along."""
+
+    def __repr__(self) -> str:
+        tags = [tag for tag, _ in self.fields]
+        times = f"created={self.created}, written={self.written}, idle_timeout={self.idle_timeout}"
+        return f"<Envelope {times}, payload of {len(self.payload)} bytes, fields {tags}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
     def pack(self) -> bytes:
         """Return the bytes that a storage keeps."""
@@ -204,8 +222,8 @@ def _flaw(value: Any, depth: int) -> tuple[str, str] | None:
     if depth > MAX_DEPTH:
         return "", f"is nested deeper than {MAX_DEPTH} levels, or contains itself"
     for key, item in items:
-        if isinstance(value, dict) and (type(key) is not str or _scalar_flaw(key)):
-            return "", f"has the key {key!r}, and JSON keys are str, in Unicode"
+        if isinstance(value, dict) and not isinstance(key, str):
+            return "", f"has the key {key!r}, and JSON keys are str"
         flaw = _flaw(item, depth + 1)
         if flaw is not None:
             return f"[{key!r}]{flaw[0]}", flaw[1]
@@ -213,10 +231,8 @@ def _flaw(value: Any, depth: int) -> tuple[str, str] | None:
 
 
 def _scalar_flaw(value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and (value.isascii() or _is_unicode(value))):
+    if value is None or isinstance(value, str):
         return None
-    if isinstance(value, str):
-        return "holds a lone surrogate, which UTF-8 cannot encode"
     if isinstance(value, int):
         return None if _LEAST <= value < _BEYOND else "is an integer that does not fit into 64 bits"
     if isinstance(value, float):
@@ -224,17 +240,19 @@ def _scalar_flaw(value: Any) -> str | None:
     return f"is of type {type(value).__name__}, which JSON cannot hold"
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _plain(value: Any) -> Any:
+    """Return a value without what orjson refuses: tuples, subclasses of float, and of str as keys; lone surrogates.
 
-
-def _as_plain(value: object) -> object:
-    """Give orjson the subclasses that it passes on and that the standard library writes."""
-    return list(value) if isinstance(value, tuple) else float(value)  # type: ignore[arg-type]
+    A browser chooses whether a header has bytes that are not UTF-8, which aiohttp decodes as lone surrogates.
+    """
+    if isinstance(value, str):
+        text = str.__str__(value)  # of a subclass the text itself, whatever str() makes of it
+        return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, float) else value
 
 
 def _refuse_constant(name: str) -> None:

@@ -7,14 +7,28 @@ from collections.abc import Callable
 
 from aiohttp import hdrs, web
 
+from .._caching import add_vary, forbid_caching, take_back
 from .._log import log_once, logger
-from ..cookie import Cookie, CookieFinder, add_vary, forbid_caching, take_back
+from ..cookie import Cookie, CookieFinder
 from .lifetimes import Lifetimes
 from .state import SessionState, Snapshot
 
 __all__ = ["CookieWriter"]
 
-_LOCAL_HOST = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$")
+_LOCAL_HOST = re.compile(r"((.+\.)?localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$", re.IGNORECASE)
+_HTTPS = re.compile(r"\s*https\s*(,|$)", re.IGNORECASE)
+_ON = re.compile(r"\s*(on|1)\s*(,|$)", re.IGNORECASE)
+_SCHEME_OF_BROWSER = {
+    "X-Forwarded-Proto": _HTTPS,
+    "Forwarded": re.compile(r'[^,]*\bproto="?https\b', re.IGNORECASE),  # RFC 7239
+    "X-Forwarded-Scheme": _HTTPS,
+    "X-Forwarded-Protocol": _HTTPS,
+    "X-Scheme": _HTTPS,
+    "X-Forwarded-Ssl": _ON,
+    "Front-End-Https": _ON,
+    "CloudFront-Forwarded-Proto": _HTTPS,
+}
+"""Headers in which proxies say how the browser came to them, and what they say of https."""
 
 
 class CookieWriter:
@@ -78,7 +92,7 @@ class CookieWriter:
         if not over_https:
             _warn_of_plain_http(cookie, request)
         secure = cookie.is_secure(over_https)
-        state.said = cookie.header(value, secure=secure, max_age=max_age)
+        state.said = cookie.header(value, secure=secure, max_age=max_age, over_https=over_https)
         state.said_for = state.snapshot
         response.headers.add(hdrs.SET_COOKIE, state.said)
         self._forbid_caching(response)
@@ -90,19 +104,31 @@ class CookieWriter:
                 logger.warning,
                 "Cache-Control: %s was taken from a response that sets the session's cookie",
                 ", ".join(taken_out),
+                about=self.cookie,
             )
 
 
 def _warn_of_plain_http(cookie: Cookie, request: web.BaseRequest) -> None:
-    if cookie.secure is True and not _LOCAL_HOST.match(request.host):
-        log_once(
-            logger.warning,
-            "the session's cookie is for https only, and this request came by http, so browsers drop it; "
-            "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
-        )
-    elif cookie.secure == "auto" and request.headers.get(hdrs.X_FORWARDED_PROTO, "").lower() == "https":
+    if cookie.is_secure(over_https=False):
+        if not _LOCAL_HOST.match(request.host):
+            log_once(
+                logger.warning,
+                "the session's cookie is for https only, and this request came by http, so browsers drop it; "
+                "behind a proxy that ends TLS, let aiohttp-remotes set the request's scheme",
+                about=cookie,
+            )
+    elif cookie.secure == "auto" and _says_https(request):
         log_once(
             logger.warning,
             "a proxy says that the browser uses https, but such headers are not trusted, so the session's cookie "
             "is sent without Secure; let aiohttp-remotes set the request's scheme",
+            about=cookie,
         )
+
+
+def _says_https(request: web.BaseRequest) -> bool:
+    """Whether a proxy says that the browser uses https. Of several proxies the first is the browser's."""
+    for name, https in _SCHEME_OF_BROWSER.items():
+        if name in request.headers and https.match(",".join(request.headers.getall(name))):
+            return True
+    return False

@@ -124,7 +124,14 @@ class Snapshot(NamedTuple):
     id: str
     key: str
     version: bytes
+    """Under `cookie://` the cookie's value."""
     envelope: Envelope
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of session {self.key[:8]}, {self.envelope!r}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 UNKNOWN = Snapshot("", "", b"", Envelope(0, 0, None, b""))
@@ -150,6 +157,12 @@ class End(NamedTuple):
     """Of its record, if it had one."""
     version: bytes | None = None
     """Of that record, if it is known."""
+
+    def __repr__(self) -> str:
+        return "<End>" if self.key is None else f"<End of session {self.key[:8]}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 def refuse(why: str = "under cookie:// a change needs a new cookie") -> NoReturn:
@@ -181,6 +194,7 @@ class SessionState:
     request: RequestLink = NO_REQUEST
     said = ""  # the cookie that was put into the response's headers, and for what
     said_for: Snapshot | None = None
+    absence = ""  # why a cookie's session is not there
 
     def __init__(self, manager: SessionManager[SessionState], data: dict[str, Any], snapshot: Snapshot | None) -> None:
         self.manager = manager

@@ -26,7 +26,7 @@ from .access import Background, StorageAccess, log_unsaved
 from .batching import Batcher
 from .lifetimes import Lifetimes
 from .locks import WriterLock
-from .merge import is_same, merge
+from .merge import merge
 from .session_codec import SessionCodec
 from .state import EXPOSED, RENEW, End, SessionState, Snapshot
 
@@ -40,6 +40,8 @@ DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
 TOMBSTONE_TTL = 3600
 """Seconds within which a logout that brings a renewed id, or has loaded its session, finds the session again."""
+CREATES = 4
+"""Keys that a storage may say it has already; no random key is drawn twice."""
 LAST_WRITES = 8
 """Writes at the end of a request at most, if its other tasks change the session during each of them."""
 
@@ -201,10 +203,7 @@ class SessionWriter:
         if newest is None and change is None:
             fork = state.fork(state.data)
             return fork, fork
-        before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))
-        for key, value in self._codec.copy(state.data).items():
-            if not is_same(state.data.get(key), value):  # as a tuple, which comes back as a list
-                state.data[key] = value
+        before, fork = map(state.fork, self._codec.copies(state.data))
         return before, fork
 
     def _prepare(
@@ -249,7 +248,7 @@ class SessionWriter:
         except (UndecodableError, UnknownFormatError) as error:
             if not isinstance(error, TombstoneError):
                 what = "session %s was replaced by a record that cannot be read: %s"
-                log_throttled(logger.warning, what, snapshot.key[:8], error)
+                log_throttled(logger.warning, what, snapshot.key[:8], error, about=self._access.storage)
             self._lose(state, asked)
             return None
         believed = self._lifetimes.believed(envelope, self._lifetimes.clock())
@@ -380,34 +379,44 @@ class SessionWriter:
         Raises:
             SessionTooLarge, StorageUnavailable: see `Session.save`.
         """
-        loop = asyncio.get_running_loop()
-        too_late = loop.time() + self._access.storage.timeout / 2
+        loop, storage, refused = asyncio.get_running_loop(), self._access.storage, 0
+        too_late = loop.time() + storage.timeout / 2
         while True:
-            session_id, key = self._draw()
-            write = Write(key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
+            drawn = self._draw()
+            write = Write(drawn.key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
             try:
                 outcome = await self._batcher.save(write, asker)
             except StorageUnavailable:
                 # Another server can take a session that is new; what this one may have stored, nobody knows the id of.
-                if loop.time() > too_late or self._batcher.is_failing(self._draw()[1]):
+                if loop.time() > too_late or self._batcher.is_failing(self._draw().key):
                     raise
                 continue
             if isinstance(outcome, Saved):
-                logger.info("session %s created", key[:8])
-                return Snapshot(session_id, key, outcome.version, envelope)
+                logger.info("session %s created", drawn.key[:8])
+                return Snapshot(drawn.id, drawn.key, outcome.version, envelope)
+            refused += 1
+            if refused == CREATES:
+                answer = type(outcome).__name__
+                error = StorageUnavailable(
+                    f"{storage!r} is broken: it answered {answer} to a create under a random key"
+                )
+                error.storage = storage
+                raise error
 
     def key_of(self, session_id: str) -> str:
         """Return the key of the record of an id."""
         return key_of_id(session_id, self._cookie_name)
 
-    def _draw(self) -> tuple[str, str]:
+    def _draw(self) -> PresentedId:
         """Return a new id and its key: of several servers, at one that answers."""
         for _ in range(DRAWS):
-            session_id = secrets.token_urlsafe(32)
-            key = self.key_of(session_id)
-            if not self._batcher.is_failing(key):
+            drawn = self._identified(secrets.token_urlsafe(32))
+            if not self._batcher.is_failing(drawn.key):
                 break
-        return session_id, key
+        return drawn
+
+    def _identified(self, session_id: str) -> PresentedId:
+        return PresentedId(session_id, self.key_of(session_id), stale=False)
 
     def discard(self, key: str) -> None:
         """Remove a record whose id nobody has, in the background."""

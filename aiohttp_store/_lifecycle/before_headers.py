@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiosignal import Signal
 
-from ..cookie import add_vary, take_back
+from .._caching import add_vary, take_back
 from ..errors import StorageUnavailable
 from .middleware import FAILED, REFUSALS, as_response, save
 from .request_state import REQUEST_STATE, RequestState, end
@@ -62,7 +62,7 @@ class _BeforeHeaders:
                     one.failed(error)
                 if one.has_left and isinstance(error, REFUSALS):
                     take_back(response.headers, one.state.said)
-                    _become(response, as_response(error))
+                    _become(response, as_response(error, one.manager))
                     break
                 _unprepare(request, response)
                 raise

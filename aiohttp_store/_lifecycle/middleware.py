@@ -8,9 +8,9 @@ from typing import Any, overload
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from .._caching import add_vary
 from .._engine.state import SessionManager
 from .._log import log_throttled, logger
-from ..cookie import add_vary
 from ..errors import SessionConflict, SessionError, SessionGone, StorageRefused, StorageUnavailable
 from ..session import Data, Session
 from .request_state import REQUEST_STATE, RequestState, begin, drop, end, have, leave
@@ -63,7 +63,7 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         if visit.is_loading:
             await _another_task(visit)
         elif visit.failure is not None:  # one budget for loading, however often it is asked for
-            raise StorageUnavailable(*visit.failure.args) from visit.failure
+            raise visit.failure.copy() from visit.failure
         else:
             visit.is_loading = True
             try:
@@ -132,7 +132,7 @@ def middleware_of(manager: SessionManager[Any], *, is_alone: bool = False) -> Mi
             if not isinstance(error, Exception):
                 end(visit)  # there will be no response
             if isinstance(error, REFUSALS) and not visit.headers_sent and request.writer.output_size == 0:
-                raise as_response(error) from error
+                raise as_response(error, visit.manager) from error
             raise  # after the headers aiohttp drops the connection, where a page would be a second response
         else:
             return response
@@ -197,12 +197,15 @@ def no_setup() -> RuntimeError:
     return RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")
 
 
-def as_response(error: SessionError) -> web.HTTPException:
+def as_response(error: SessionError, manager: SessionManager[Any]) -> web.HTTPException:
     if isinstance(error, StorageUnavailable):
+        storage = manager if error.storage is None else error.storage
         if isinstance(error, StorageRefused):
-            log_throttled(logger.error, "the session storage will not serve, requests are answered 503: %s", error)
+            what = "the session storage will not serve, requests are answered 503: %s"
+            log_throttled(logger.error, what, error, about=storage)
         else:
-            log_throttled(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
+            what = "the session storage is unavailable, requests are answered 503: %s"
+            log_throttled(logger.warning, what, error, about=storage)
         return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER), hdrs.VARY: "Cookie"})
     logger.info("answered 409: %s", error)
     return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from aiohttp import hdrs
+from multidict import CIMultiDictProxy
+
 from ..cookie import Cookie
 from ..errors import ConfigError
 from ..url import nearest
@@ -30,6 +33,12 @@ class LegacySession(NamedTuple):
     """Seconds since the epoch of its last write; `None` where it does not say."""
     data: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<LegacySession of {len(self.data)} keys>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 @dataclass(frozen=True)
 class Legacy:
@@ -39,10 +48,16 @@ class Legacy:
     """The attributes that it gave its cookie decide how that can be removed."""
     ids: re.Pattern[str]
 
-    def id_in(self, cookies: Mapping[str, str]) -> str | None:
-        """Give the id that a request carries, if it has the form of one."""
+    def id_in(self, headers: CIMultiDictProxy[str], cookies: Mapping[str, str]) -> str | None:
+        """Return the id that a request carries, if it has the form of one, and if there is one only.
+
+        Of several, a sibling domain may have set all but one.
+        """
+        ours = re.compile(rf"(?:^|;)[ \t]*{re.escape(self.cookie.name)}=([^;]*)")
+        sent = {value.strip() for header in headers.getall(hdrs.COOKIE, ()) for value in ours.findall(header)}
+        is_one_of_several = sum(self.ids.fullmatch(value) is not None for value in sent) > 1
         value = cookies.get(self.cookie.name)
-        if value is None or not self.ids.fullmatch(value) or len(self.key(value)) > _LONGEST_KEY:
+        if value is None or is_one_of_several or not self.ids.fullmatch(value) or len(self.key(value)) > _LONGEST_KEY:
             return None
         return value
 

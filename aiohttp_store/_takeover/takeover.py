@@ -19,11 +19,12 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from aiohttp import hdrs, web
 
+from .._caching import forbid_caching
 from .._engine.manager import StorageSessionManager
 from .._engine.state import SessionState
 from .._log import log_throttled, logger
 from ..codec import Envelope
-from ..cookie import PresentedId, forbid_caching, key_of_id
+from ..cookie import PresentedId, key_of_id
 from ..errors import ConfigError, StorageUnavailable
 from ..storage import Conflict, Write
 from .legacy import Legacy, LegacySource
@@ -63,7 +64,7 @@ class SessionTakeover:
 
     def watch(self, request: web.BaseRequest, state: SessionState) -> None:
         """Remember which old cookie must not bring back what ends here."""
-        if (old_id := self._legacy.id_in(request.cookies)) is not None:
+        if (old_id := self._legacy.id_in(request.headers, request.cookies)) is not None:
             self._old_ids[state] = old_id
 
     async def adopt(self, request: web.BaseRequest, state: SessionState) -> PresentedId | None:
@@ -72,7 +73,7 @@ class SessionTakeover:
         Raises:
             StorageUnavailable: the storage did not answer in time.
         """
-        old_id = self._legacy.id_in(request.cookies)
+        old_id = self._legacy.id_in(request.headers, request.cookies)
         if old_id is None:
             return None
         # Not batched, as it happens once to a visitor. The redirect is looked for last: who finds no old record because
@@ -102,7 +103,7 @@ class SessionTakeover:
             raise
         except Exception as error:  # noqa: BLE001  (of any codec: theirs held what ours cannot)
             what = "a session of aiohttp-session cannot be taken over, and its visitor is anonymous: %s"
-            log_throttled(logger.warning, what, error)
+            log_throttled(logger.warning, what, error, about=self._storage)
             self._left_alone.add(state)
             return None
         session_id = await self._redirect(old_id, fresh.id, self._ttl)

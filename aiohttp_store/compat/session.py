@@ -33,7 +33,7 @@ class _AnySession(ABCMeta):
         return isinstance(instance, OurSession) if cls is Session else super().__instancecheck__(instance)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Kept:
     """The state of a session that a storage written for aiohttp-session keeps."""
 

@@ -459,6 +459,19 @@ async def test_a_cookie_that_names_no_session_of_the_old_app_is_an_anonymous_vis
     assert (await ask(ours, AIOHTTP_SESSION=old_id)).data == DATA
 
 
+@pytest.mark.parametrize("ids", ["uuid", "any"])
+async def test_of_two_old_cookies_none_is_taken_over(move: Move, ids: str) -> None:
+    """A sibling domain may have set one of them, and which one is sent first means nothing."""
+    mine, tossed = await move.visited(), await move.visited({"user": "mallory"})
+    ours = await move.our_app(f"&migrate_ids={ids}")
+    for cookies in ((mine, tossed), (tossed, mine), (tossed, tossed, mine), (mine, *[tossed] * 8)):
+        answer = await raw(ours, "; ".join(f"{OLD}={value}" for value in cookies).encode())
+        assert b'"data": {}' in answer
+        assert b"Set-Cookie: session=" not in answer
+    twice = await raw(ours, f"{OLD}={mine}; {OLD}={mine}".encode())
+    assert b'"bob"' in twice
+
+
 async def raw(server: TestServer, cookie: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: " + cookie + b"\r\n\r\n")

@@ -106,8 +106,8 @@ FAULTS = [
     Fault(
         "a logout with an id that was renewed finds nothing",
         "_engine/manager.py",
-        "return self._new_session(End(renewed.successor))",
-        "return self._new_session()",
+        '"its session has been renewed, and has another id", End(renewed.successor))',
+        '"its session has been renewed, and has another id")',
     ),
     Fault(
         "a logout ends one of the sessions that the request presented",
@@ -118,8 +118,8 @@ FAULTS = [
     Fault(
         "a logout leaves what another clock takes for expired",
         "_engine/manager.py",
-        "        if now >= self.lifetimes.ends(envelope):\n            return self._new_session(End(key, version))\n",
-        "        if now >= self.lifetimes.ends(envelope):\n            return self._new_session()\n",
+        'return self._absent(presented, "its session has expired", End(key, version))',
+        'return self._absent(presented, "its session has expired")',
     ),
     Fault(
         "a new session leaves the one before alive",
@@ -158,7 +158,7 @@ FAULTS = [
     Fault(
         "what a refused change did is kept",
         "_engine/writing.py",
-        "before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))",
+        "before, fork = map(state.fork, self._codec.copies(state.data))",
         "before, fork = state.fork(self._codec.copy(state.data)), state.fork(state.data)",
     ),
     Fault(
@@ -205,14 +205,14 @@ FAULTS = [
     Fault(
         "an outage at the end of a request is not told",
         "_lifecycle/middleware.py",
-        "                raise as_response(error) from error\n",
+        "                raise as_response(error, visit.manager) from error\n",
         "                return web.Response()\n",
     ),
     Fault(
         "a stream's headers are sent before its session is saved",
         "_lifecycle/before_headers.py",
-        "    else:\n        await save(visit, request, response)\n",
-        "    else:\n        pass\n",
+        "                if not _is_saved(one, request, response):\n",
+        "                if not _is_saved(one, request, response) and one.has_left:\n",
     ),
     Fault(
         "answers of a batch reach the wrong visitors",
