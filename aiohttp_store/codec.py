@@ -120,6 +120,15 @@ class JSONCodec:
         except UnicodeEncodeError:
             return _dumps(_plain(data)).encode()
 
+    def dumps_plain(self, data: dict[str, Any]) -> bytes:
+        """Encode what `loads` returned, in which nothing was set since but str, bool, None and int; else as `dumps`."""
+        if orjson is not None:
+            try:
+                return orjson.dumps(data)
+            except TypeError:
+                pass
+        return self.dumps(data)
+
     # Decode; any exception means that these bytes are not what `dumps` wrote.
     loads = staticmethod(_loads_strictly if orjson is None else orjson.loads)
 

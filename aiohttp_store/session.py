@@ -26,7 +26,9 @@ Duration = float | timedelta
 """Seconds, or a `timedelta`."""
 
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+_PLAIN = frozenset({str, int, bool, type(None)})
+"""Types of values that JSON holds as they are, whatever the value."""
+_SCALARS = _PLAIN | {float}
 
 
 class Session(MutableMapping[str, Any], Generic[Data]):
@@ -210,7 +212,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             if state.snapshot is None and not state.is_gone:
                 refuse("a new session needs a cookie")
         state.data[key] = value
-        state.touch(TOUCHED if type(value) in _SCALARS else TOUCHED | EXPOSED)
+        state.touch(TOUCHED if type(value) in _PLAIN else TOUCHED | EXPOSED)
 
     def __delitem__(self, key: str) -> None:
         self._refuse_as_in_cookie()

@@ -83,7 +83,8 @@ def _is_saved(visit: RequestState, request: web.Request, response: web.StreamRes
     if response.status == FAILED:
         return True
     if state.clean_until and (visit.has_left or visit.manager.now() < state.clean_until):
-        visit.manager.answer(visit.request or request, response, state)
+        if state.said or response.headers.get(hdrs.VARY) != "Cookie":
+            visit.manager.answer(visit.request or request, response, state)
         return True
     return False
 
