@@ -394,7 +394,7 @@ def _own(error: Exception) -> Exception:
     """Return an error for one waiter alone, as raising it adds a traceback."""
     if not isinstance(error, StorageUnavailable):
         return error
-    own = StorageUnavailable(*error.args)
+    own = type(error)(*error.args)
     own.__cause__ = error.__cause__
     return own
 
