@@ -11,7 +11,7 @@ from ..storage import Write
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["BEGIN", "OVERHEAD", "Draft", "Table", "groups", "packets"]
+__all__ = ["BEGIN", "OVERHEAD", "Draft", "Table", "fitting", "groups", "packets"]
 
 T = TypeVar("T")
 
@@ -116,6 +116,11 @@ class Table(NamedTuple):
     def lock(self) -> str:
         """Return the name of the lock under which one process sweeps, at most 64 characters."""
         return f"CONCAT('aiohttp_store.', SHA1(CONCAT(DATABASE(), '.{self.name}')))"
+
+
+def fitting(keys: Iterable[str], packet: int) -> Iterator[list[str]]:
+    """Divide keys by what the packet of a `select` holds."""
+    return _divided(((key, len(_text(key)) + 1) for key in keys), packet)
 
 
 def groups(updates: Iterable[Draft], packet: int) -> Iterator[list[Draft]]:

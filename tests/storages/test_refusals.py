@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import aiomysql  # type: ignore[import-untyped]
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -16,15 +20,19 @@ from aiohttp_store.storages import storage_from_url
 
 from ..conftest import PATIENCE, Serve, Servers
 from ..support.certificates import make_certificates
-from ..support.servers import Memcached, free_port
-
-pytestmark = pytest.mark.no_cover  # the storages' own tests have the lines
+from ..support.servers import MariaDB, Memcached, free_port
+from .test_mysql import Private, ask, setting
 
 
 async def count(request: web.Request) -> web.Response:
     session = await get_session(request)
     session["n"] = session.get("n", 0) + 1
     return web.json_response(session["n"])
+
+
+async def leave(request: web.Request) -> web.Response:
+    (await get_session(request)).invalidate()
+    return web.Response()
 
 
 class Tuned(Memcached):
@@ -86,13 +94,15 @@ async def of_another_protocol(name: str, servers: Servers) -> AsyncIterator[int]
 async def refuses(serve: Serve, url: str, caplog: pytest.LogCaptureFixture) -> str:
     """See that an app starts over this URL, logs one error, answers 503; return the error."""
     storage = storage_from_url(url)
-    client = await serve(count, storage=storage)
+    client = await serve(count, leave, storage=storage)
     (said,) = [record.getMessage() for record in caplog.records if record.levelno >= 30]
     assert [record.levelname for record in caplog.records if record.getMessage() == said] == ["ERROR"]
     with pytest.raises(StorageRefused) as caught:
         await storage.check()
     assert str(caught.value) == said
     answer = await client.get("/count")
+    if answer.status == 200:  # only the right to delete is missing
+        answer = await client.get("/leave")
     assert answer.status == 503
     assert "Retry-After" in answer.headers
     return said
@@ -192,3 +202,251 @@ async def test_a_memcached_that_is_mended_serves_at_the_next_request(
     caplog.clear()
     assert (await client.get("/count")).status == 503
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+# MySQL
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Private]:
+    """A server with TLS, of which an account may demand it."""
+    started = Private(tmp_path_factory.mktemp("refusing") / "mysql")
+    started.start()
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+async def root(server: Private) -> AsyncIterator[Any]:
+    connection = await aiomysql.connect(host="127.0.0.1", port=server.port, user="root", db="sessions", autocommit=True)
+    yield connection
+    await connection.ensure_closed()
+
+
+@pytest.fixture
+def table() -> str:
+    return f"t{secrets.token_hex(6)}"
+
+
+def as_user(server: MariaDB, user: str, database: str = "sessions", **parameters: object) -> str:
+    """Return the URL of a user without a password, unless that stands in `user` as well."""
+    query = "&".join(f"{name}={value}" for name, value in {"timeout": PATIENCE, **parameters}.items())
+    return f"mysql://{user}@127.0.0.1:{server.port}/{database}?{query}"
+
+
+@contextlib.asynccontextmanager
+async def user_of(root: Any, how: str = "", granted: str = "ALL ON sessions.*") -> AsyncIterator[str]:
+    """Make a user for the block."""
+    name = f"u{secrets.token_hex(4)}"
+    await ask(root, f"CREATE USER {name}@'%' {how}")
+    if granted:
+        await ask(root, f"GRANT {granted} TO {name}@'%'")
+    try:
+        yield name
+    finally:
+        await ask(root, f"DROP USER {name}@'%'")
+
+
+async def set_up_table(server: MariaDB, table: str) -> None:
+    storage = storage_from_url(f"{server.url}?table={table}&timeout={PATIENCE}")
+    await storage.open()
+    await storage.close()
+
+
+@pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
+async def test_each_right_on_the_table_that_is_missing_is_named_at_start(
+    server: Private, root: Any, table: str, serve: Serve, caplog: pytest.LogCaptureFixture, right: str
+) -> None:
+    await set_up_table(server, table)
+    rights = ", ".join({"SELECT", "INSERT", "UPDATE", "DELETE"} - {right})
+    async with user_of(root, granted=f"{rights} ON sessions.{table}") as user:
+        said = await refuses(serve, as_user(server, user, table=table), caplog)
+    assert right in said
+    assert "grant SELECT, INSERT, UPDATE and DELETE on the table" in said
+
+
+async def test_a_missing_right_to_create_the_table_is_named_at_start(
+    server: Private, root: Any, table: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with user_of(root, granted="SELECT, INSERT, UPDATE, DELETE ON sessions.*") as user:
+        said = await refuses(serve, as_user(server, user, table=table), caplog)
+    assert "CREATE command denied" in said
+    assert "CREATE if it is to be made" in said
+
+
+async def test_a_table_that_must_be_there_and_is_not_is_named_at_start(
+    server: Private, table: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = await refuses(serve, f"{server.url}?table={table}&create_table=false&timeout={PATIENCE}", caplog)
+    assert "the table is missing, and create_table=false; make it" in said
+
+
+@pytest.mark.parametrize(
+    ("how", "granted", "parameters", "says"),
+    [
+        ("IDENTIFIED BY 'another'", "ALL ON sessions.*", {}, "check the user, the password"),
+        ("REQUIRE SSL", "ALL ON sessions.*", {}, "an account that demands TLS needs tls=true"),
+        ("ACCOUNT LOCK", "ALL ON sessions.*", {}, "unlock the account"),
+        ("PASSWORD EXPIRE", "ALL ON sessions.*", {}, "set a new password"),
+        ("IDENTIFIED VIA ed25519 USING PASSWORD('x')", "ALL ON sessions.*", {}, "mysql_native_password"),
+        ("IDENTIFIED VIA unix_socket", "ALL ON sessions.*", {}, "check the user, the password"),
+        ("", "", {}, "check its name and what the user is granted on it"),
+        ("", "ALL ON *.*", {"database": "nowhere"}, "create the database"),
+        ("", "ALL ON sessions.*", {"tls": "true"}, "tls_ca"),
+    ],
+    ids=["password", "TLS", "locked", "expired", "ed25519", "unix_socket", "no right", "no database", "authority"],
+)
+async def test_a_login_that_mysql_refuses_is_named_at_start(
+    server: Private,
+    root: Any,
+    serve: Serve,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    granted: str,
+    parameters: dict[str, str],
+    says: str,
+) -> None:
+    if "ed25519" in how:
+        await ask(root, "INSTALL SONAME 'auth_ed25519'")
+    try:
+        async with user_of(root, how, granted) as user:
+            said = await refuses(serve, as_user(server, user, **parameters), caplog)
+    finally:
+        if "ed25519" in how:
+            await ask(root, "UNINSTALL SONAME 'auth_ed25519'")
+    assert says in said
+
+
+async def test_a_server_that_demands_tls_is_named_at_start(
+    server: Private, root: Any, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with setting(root, "require_secure_transport", "1"):
+        assert "needs tls=true" in await refuses(serve, f"{server.url}?timeout={PATIENCE}", caplog)
+
+
+async def test_a_server_without_tls_is_named_at_start(
+    servers: Servers, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = await refuses(serve, f"{servers.own('mysql').url}?timeout={PATIENCE}&tls=true", caplog)
+    assert "the server offers TLS" in said
+
+
+@pytest.mark.parametrize("spoken", ["redis", "memcached", "http", "ssh", "mongodb", "postgresql"])
+async def test_another_protocol_on_mysqls_port_is_named_at_start(
+    spoken: str, servers: Servers, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with of_another_protocol(spoken, servers) as port:
+        said = await refuses(serve, f"mysql://visitor:geheim@127.0.0.1:{port}/sessions?timeout=3", caplog)
+    assert "check that host and port are those of a MySQL or MariaDB server" in said
+    assert "geheim" not in said
+
+
+async def test_mysqls_other_protocol_is_named_at_start(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async with answering(b"\x05\0\0\0\x0b\x08\x05\x1a\0", first=True) as port:
+        said = await refuses(serve, f"mysql://127.0.0.1:{port}/sessions?timeout={PATIENCE}", caplog)
+    assert "check that host and port" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["binlog_format='STATEMENT'"], "binlog_format=ROW"),
+        (["net_buffer_length=1024", "max_allowed_packet=2048"], "raise it to 64K"),
+    ],
+)
+async def test_a_setting_with_which_nothing_can_be_written_is_named_at_start(
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture, settings: list[str], says: str
+) -> None:
+    class Logging(MariaDB):
+        def command(self) -> list[str]:
+            return [*super().command(), "--log-bin=log", "--server-id=1"]
+
+    started = Logging(tmp_path / "mysql")
+    started.start()
+    try:
+        direct = await aiomysql.connect(host="127.0.0.1", port=started.port, user="root", autocommit=True)
+        await set_up_table(started, "sessions")
+        for each in settings:
+            await ask(direct, f"SET GLOBAL {each}")
+        await direct.ensure_closed()
+        assert says in await refuses(serve, f"{started.url}?timeout={PATIENCE}", caplog)
+    finally:
+        started.kill()
+
+
+async def test_a_right_that_is_taken_away_refuses_until_it_is_given_back(
+    server: Private, root: Any, table: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    await set_up_table(server, table)
+    async with user_of(root, granted=f"SELECT, INSERT, UPDATE, DELETE ON sessions.{table}") as user:
+        client = await serve(count, storage=as_user(server, user, table=table))
+        assert (await client.get("/count")).status == 200
+        assert not caplog.records
+        for right in ("SELECT", "UPDATE"):
+            caplog.clear()
+            _log._last.clear()
+            await ask(root, f"REVOKE {right} ON sessions.{table} FROM {user}@'%'")
+            answer = await client.get("/count")
+            assert answer.status == 503
+            assert "Retry-After" in answer.headers
+            (said,) = caplog.records
+            assert said.levelname == "ERROR"
+            assert f"{right} command denied" in said.getMessage()
+            await ask(root, f"GRANT {right} ON sessions.{table} TO {user}@'%'")
+            assert (await client.get("/count")).status == 200
+
+
+# MySQL on several hosts
+
+
+async def test_one_host_that_refuses_while_another_serves_is_no_refusal(
+    server: Private, servers: Servers, root: Any, table: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user exists on the second host only."""
+    async with user_of(root) as user:
+        hosts = f"127.0.0.1:{servers.own('mysql').port},127.0.0.1:{server.port}"
+        client = await serve(count, storage=f"mysql://{user}@{hosts}/sessions?table={table}&timeout={PATIENCE}")
+        assert (await client.get("/count")).status == 200
+    assert not [record for record in caplog.records if record.levelno >= 30]
+
+
+async def test_a_host_that_begins_to_refuse_is_left_for_one_that_serves(
+    server: Private, servers: Servers, root: Any, table: str, serve: Serve
+) -> None:
+    other = servers.own("mysql")
+    second = await aiomysql.connect(host="127.0.0.1", port=other.port, user="root", autocommit=True)
+    async with user_of(root) as user:
+        await ask(second, f"CREATE USER {user}@'%'")
+        await ask(second, f"GRANT ALL ON sessions.* TO {user}@'%'")
+        hosts = f"127.0.0.1:{server.port},127.0.0.1:{other.port}"
+        client = await serve(count, storage=f"mysql://{user}@{hosts}/sessions?table={table}&timeout={PATIENCE}")
+        assert (await client.get("/count")).status == 200
+        await ask(root, f"ALTER USER {user}@'%' ACCOUNT LOCK")
+        for (number,) in await ask(root, f"SELECT ID FROM information_schema.PROCESSLIST WHERE USER='{user}'"):
+            await ask(root, f"KILL {number}")
+        await client.get("/count")  # the table is made there after the first call
+        assert (await client.get("/count")).status == 200
+        await ask(second, f"DROP USER {user}@'%'")
+    await second.ensure_closed()
+
+
+async def test_hosts_that_all_refuse_are_a_refusal_that_says_what_to_check_of_each(
+    server: Private, servers: Servers, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    ports = server.port, servers.own("mysql").port
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    said = await refuses(serve, f"mysql://nobody:geheim@{hosts}/sessions?timeout={PATIENCE}", caplog)
+    assert all(f"127.0.0.1:{port}: " in said for port in ports)
+    assert said.count("check the user, the password") == 2
+    assert "geheim" not in said
+
+
+async def test_a_refusal_beside_a_host_that_is_down_is_an_outage(server: Private) -> None:
+    storage = storage_from_url(
+        f"mysql://nobody@127.0.0.1:{server.port},127.0.0.1:{free_port()}/sessions?timeout={PATIENCE}"
+    )
+    await storage.open()
+    with pytest.raises(StorageUnavailable, match="Access denied.*check the user") as caught:
+        await storage.check()
+    assert type(caught.value) is StorageUnavailable
+    await storage.close()
