@@ -179,7 +179,7 @@ async def read_settings(reader: asyncio.StreamReader) -> dict[bytes, bytes]:
     settings = {}
     while (line := await _read_line(reader)) != b"END":
         word, name, *value = (*line.split(maxsplit=2), b"", b"")
-        if word != b"STAT":
+        if word != b"STAT" or not name:
             raise MemcachedError(line)
         settings[name] = b"".join(value).rstrip()
     return settings
@@ -243,7 +243,7 @@ class NodeConnections:
             if settings.get(b"cas_enabled") == b"no":
                 raise MemcachedError(b"cas_enabled no", "no write is safe without cas; start memcached without -C")
             told = settings.get(b"item_size_max", b"%d" % (1 << 20))
-            size = int(told[:20]) if told.isdigit() else 0
+            size = int(told) if re.fullmatch(rb"\d{1,20}", told) else 0
             if size < _SMALLEST_LIMIT:
                 raise MemcachedError(b"STAT item_size_max " + told)
             self._item_size = size

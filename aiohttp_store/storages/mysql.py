@@ -223,7 +223,9 @@ class MySQLStorage(Storage):
         answers = await self._run(self._table.look())
         with making_sense():
             ((packet, columns, largest, is_ours),) = answers[0].rows
-            return int(packet), int(columns), int(largest or 0), bool(int(is_ours or 0))
+            if not int(columns):  # what is said of none is NULL
+                return int(packet), 0, 0, False
+            return int(packet), int(columns), int(largest), bool(int(is_ours))
 
     async def _carry_out(self, drafts: Sequence[Draft]) -> set[str]:
         """Attempt these writes, and return the keys of those that were carried out."""

@@ -27,6 +27,15 @@ def greeting(plugin: str, flags: int = CLIENT.CAPABILITIES) -> bytes:
     )
 
 
+def rows(*values: tuple[bytes | None, ...], kind: int = 253) -> list[bytes]:
+    """Return the packets of a result, in the text protocol; the columns are of a binary type unless told otherwise."""
+    width = len(values[0]) if values else 1
+    column = b"\3def\0\0\0\1c\0\x0c" + struct.pack("<HIBHBH", 63, 255, kind, 0, 0, 0)
+    end = b"\xfe\0\0\2\0"
+    cells = [b"".join(b"\xfb" if cell is None else bytes([len(cell)]) + cell for cell in row) for row in values]
+    return [bytes([width]), *[column] * width, end, *cells, end]
+
+
 def switch(plugin: str) -> bytes:
     """Return what asks for another plugin (AuthSwitchRequest)."""
     return b"\xfe" + plugin.encode() + b"\0" + SALT + b"\0"
@@ -111,7 +120,7 @@ async def mysql_that(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         login = Login(reader, writer)
         login.heard = heard
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):  # the loop ends before its clients
             await do(login)
         login.close()
 
