@@ -1,4 +1,4 @@
-"""What a MySQL server may set for all its sessions, and what nothing of it may change."""
+"""What an operator may do to a MySQL server: no setting of its sessions matters, and a table that is gone is made."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import aiomysql  # type: ignore[import-untyped]
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Saved, Storage, Write, get_session
-from aiohttp_store.storages.mysql import MySQLStorage
+from aiohttp_store import Saved, Storage, StorageRefused, Write, _log, get_session, get_storage
+from aiohttp_store.storages.mysql import MySQLOptions, MySQLStorage
 
-from ..conftest import PATIENCE, Serve, opening
+from ..conftest import PATIENCE, Client, Serve, opening
 from ..support.one_key import new_key
 from ..support.servers import MariaDB
 from .test_mysql import ask, setting
@@ -42,8 +42,13 @@ async def root(server: MariaDB) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-def url(server: MariaDB) -> str:
-    return f"{server.url}?table=t{secrets.token_hex(6)}&timeout={PATIENCE}"
+def table() -> str:
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def url(server: MariaDB, table: str) -> str:
+    return f"{server.url}?table={table}&timeout={PATIENCE}"
 
 
 async def serves_a_batch(storage: Storage, number: int) -> None:
@@ -132,3 +137,87 @@ async def test_a_load_that_fits_one_packet_is_one_statement(root: Any, url: str)
         await storage.load([new_key() for _ in range(1000)])
         ((after,),) = await ask(root, asked)
     assert int(after) - int(before) == 2  # and the question itself
+
+
+# What becomes of the table while an app runs
+
+
+async def statuses(client: Client, number: int) -> list[int]:
+    return [(await client.get("/count")).status for _ in range(number)]
+
+
+async def test_a_table_that_was_dropped_while_the_app_runs_is_made_again_with_its_index(
+    root: Any, url: str, table: str, serve: Serve
+) -> None:
+    client = await serve(count, storage=url)
+    assert await statuses(client, 2) == [200, 200]
+    await ask(root, f"DROP TABLE {table}")
+    assert await statuses(client, 3) == [503, 200, 200]
+    assert {row[4] for row in await ask(root, f"SHOW INDEX FROM {table}")} == {"id", "expires"}
+
+
+@pytest.mark.parametrize(
+    ("how", "back"),
+    [
+        ("CHANGE data old LONGBLOB NOT NULL", "CHANGE old data LONGBLOB NOT NULL"),
+        ("MODIFY version BINARY(8) NULL, DROP expires", None),
+        ("DROP PRIMARY KEY, DROP id", None),
+        ("RENAME TO {table}_old, ADD more INT NOT NULL", None),
+    ],
+)
+async def test_a_table_that_was_changed_while_the_app_runs_refuses_until_it_is_mended(
+    root: Any, url: str, table: str, serve: Serve, caplog: pytest.LogCaptureFixture, how: str, back: str | None
+) -> None:
+    client = await serve(count, storage=url)
+    assert await statuses(client, 1) == [200]
+    await ask(root, f"ALTER TABLE {table} {how.format(table=table)}")
+    is_renamed = "RENAME" in how
+    if is_renamed:
+        await ask(root, f"CREATE VIEW {table} AS SELECT id, version FROM {table}_old")
+    await statuses(client, 1)
+    _log._last.clear()
+    caplog.clear()
+    assert await statuses(client, 2) == [503, 503]
+    (said,) = caplog.records
+    assert said.levelname == "ERROR"
+    assert "another layout; name another with ?table=, or drop it" in said.getMessage()
+    if back is None:
+        await ask(root, f"DROP VIEW {table}" if is_renamed else f"DROP TABLE {table}")
+    else:
+        await ask(root, f"ALTER TABLE {table} {back}")
+    await statuses(client, 1)
+    assert await statuses(client, 2) == [200, 200]
+
+
+async def test_a_database_that_was_dropped_while_the_app_runs_refuses_until_it_is_there(
+    server: MariaDB, root: Any, serve: Serve
+) -> None:
+    await ask(root, "CREATE DATABASE other")
+    await ask(root, "GRANT ALL ON other.* TO visitor@'%'")
+    client = await serve(count, storage=f"{server.url.replace('/sessions', '/other')}?timeout={PATIENCE}")
+    assert await statuses(client, 1) == [200]
+    await ask(root, "DROP DATABASE other")
+    assert await statuses(client, 2) == [503, 503]
+    storage = get_storage(client.app)
+    with pytest.raises(StorageRefused, match="create the database"):
+        await storage.load([new_key()])
+    await ask(root, "CREATE DATABASE other")
+    await statuses(client, 1)
+    assert await statuses(client, 2) == [200, 200]
+    await ask(root, "DROP DATABASE other")
+
+
+async def test_a_pool_whose_connections_stop_to_commit_is_refused_and_no_500(
+    server: MariaDB, root: Any, table: str, serve: Serve
+) -> None:
+    pool = await aiomysql.create_pool(
+        host="127.0.0.1", port=server.port, user="root", db="sessions", minsize=0, maxsize=1, autocommit=True
+    )
+    client = await serve(count, storage=MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE)))
+    assert await statuses(client, 1) == [200]
+    async with pool.acquire() as connection:
+        await connection.autocommit(False)
+    assert await statuses(client, 1) == [503]
+    assert await statuses(client, 1) == [200]  # as the connection is closed
+    pool.close()
+    await pool.wait_closed()
