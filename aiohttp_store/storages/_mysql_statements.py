@@ -55,9 +55,10 @@ class Table(NamedTuple):
             "ENGINE=InnoDB ROW_FORMAT=DYNAMIC"
         )
 
-    def select(self, keys: Iterable[str]) -> str:
+    def select(self, keys: Sequence[str]) -> str:
+        """Select the records that are there; without its LIMIT, the server's `sql_select_limit` would hold."""
         wanted = ",".join(map(_text, keys))
-        return f"SELECT id,version,data FROM `{self.name}` WHERE id IN ({wanted}) AND expires>{_NOW}"
+        return f"SELECT id,version,data FROM `{self.name}` WHERE id IN ({wanted}) AND expires>{_NOW} LIMIT {len(keys)}"
 
     def delete(self, key: str) -> str:
         return f"DELETE FROM `{self.name}` WHERE id={_text(key)};"
@@ -103,7 +104,7 @@ class Table(NamedTuple):
             f"expires={_NOW}+INTERVAL {each(str(_ttl(draft.write)) for draft in group)} SECOND "
             f"WHERE {these} AND version={expected} AND expires>{_NOW};"
             f"SELECT id FROM `{self.name}` FORCE INDEX (PRIMARY) "
-            f"WHERE ROW_COUNT()<{len(group)} AND {these} AND version={stored};"
+            f"WHERE ROW_COUNT()<{len(group)} AND {these} AND version={stored} LIMIT {len(group)};"
         )
 
     def sweep(self, limit: int) -> str:

@@ -123,6 +123,30 @@ async def test_no_setting_of_the_servers_sessions_changes_what_is_kept(
         assert await (await client.get("/count")).json() == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sql_select_limit", "1"),
+        ("tx_isolation", "'SERIALIZABLE'"),
+        ("sql_mode", "'ORACLE'"),
+        ("sql_safe_updates", "1"),
+    ],
+)
+async def test_a_given_pool_keeps_the_servers_settings_and_loses_nothing(
+    server: MariaDB, root: Any, table: str, name: str, value: str
+) -> None:
+    async with (
+        setting(root, name, value),
+        aiomysql.create_pool(
+            host="127.0.0.1", port=server.port, user="root", db="sessions", minsize=0, autocommit=True
+        ) as pool,
+    ):
+        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
+        await storage.open()
+        await serves_a_batch(storage, 30)
+        await storage.close()
+
+
 @pytest.mark.parametrize("size", [1 << 16, 1 << 13])
 async def test_a_batch_is_divided_to_fit_a_small_packet(root: Any, url: str, size: int) -> None:
     small = setting(root, "net_buffer_length", "1024"), setting(root, "max_allowed_packet", str(size))

@@ -20,6 +20,7 @@ from aiohttp_store.storages import storage_from_url
 
 from ..conftest import PATIENCE, Serve, Servers
 from ..support.certificates import make_certificates
+from ..support.fake_mysql import OK, Login, greeting, mysql_that
 from ..support.servers import MariaDB, Memcached, free_port
 from .test_mysql import Private, ask, setting
 
@@ -339,6 +340,60 @@ async def test_another_protocol_on_mysqls_port_is_named_at_start(
         said = await refuses(serve, f"mysql://visitor:geheim@127.0.0.1:{port}/sessions?timeout=3", caplog)
     assert "check that host and port are those of a MySQL or MariaDB server" in said
     assert "geheim" not in said
+
+
+def error(number: int) -> bytes:
+    return b"\xff" + number.to_bytes(2, "little") + b"#HY000what the server says"
+
+
+REFUSALS = [
+    *(1044, 1045, 1049, 1064, 1129, 1130, 1142, 1143, 1193, 1227, 1235, 1251, 1275, 1286, 1305, 1370, 1524, 1665, 1698),
+    *(1820, 1862, 3118, 3159, 3955, 4151),
+]
+OUTAGES = [
+    1040,
+    1041,
+    1053,
+    1080,
+    1105,
+    1152,
+    1158,
+    1159,
+    1161,
+    1203,
+    1226,
+    1290,
+    1317,
+    1792,
+    1836,
+    1969,
+    3032,
+    9001,
+]
+
+
+@pytest.mark.parametrize("said", ["first", "after the login", "to a statement"])
+async def test_a_refusal_of_mysql_is_known_by_its_number(said: str) -> None:
+    for number in [*REFUSALS, *OUTAGES]:
+
+        async def say(login: Login, number: int = number) -> None:
+            if said != "first":
+                await login.say(greeting("mysql_native_password"))
+                await login.hear()
+            if said == "to a statement":
+                await login.say(OK)
+                while b"SELECT" not in await login.hear():
+                    await login.say(OK)
+            await login.say(error(number))
+
+        async with mysql_that(say) as (port, _):
+            storage = storage_from_url(f"mysql://u:geheim@127.0.0.1:{port}/db?timeout=4")
+            await storage.open()
+            with pytest.raises(StorageUnavailable) as caught:
+                await storage.check()
+            assert (type(caught.value) is StorageRefused) == (number in REFUSALS), number
+            assert "geheim" not in str(caught.value)
+            await storage.close()
 
 
 async def test_mysqls_other_protocol_is_named_at_start(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
