@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp_store import Storage, StorageUnavailable, get_session
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.mysql import MySQLOptions, MySQLStorage
+from aiohttp_store.url import StorageURL
 
 from ..conftest import PATIENCE, Serve, Servers
 from ..support.fake_mysql import OK, Login, greeting, mysql_that, rows
@@ -149,6 +150,10 @@ MYSQL: dict[str, dict[bytes, list[bytes]]] = {
 }
 
 
+def url_of(port: int) -> StorageURL:
+    return StorageURL.parse(f"mysql://u@127.0.0.1:{port}/d?timeout={PATIENCE}")
+
+
 def mysql(answers: dict[bytes, list[bytes]]) -> Callable[[Login], Any]:
     limits = rows((b"16777216", b"4", b"4294967295", b"1"))
 
@@ -182,12 +187,6 @@ async def test_what_mysql_cannot_have_meant_is_an_outage(wrong: str, given: bool
             storage = MySQLStorage.from_url(url_of(port))
         await is_an_outage(serve, storage)
         await storage.close()
-
-
-def url_of(port: int) -> Any:
-    from aiohttp_store.url import StorageURL
-
-    return StorageURL.parse(f"mysql://u@127.0.0.1:{port}/d?timeout={PATIENCE}")
 
 
 async def test_a_logout_of_which_mysql_confirmed_only_a_part_is_no_logout() -> None:
