@@ -60,6 +60,9 @@ class Takeover(Protocol):
     async def adopt(self, request: web.BaseRequest, state: SessionState) -> PresentedId | None:
         """Return the id of the session that has taken the place of the one in the request's old cookie."""
 
+    async def supersede(self, request: web.BaseRequest, state: SessionState) -> None:
+        """End what the old cookie names beside a live session of ours, and have that cookie removed."""
+
     async def forget(self, state: SessionState) -> str | None:
         """End what the old cookie of a session's request could bring back; return the key of its successor."""
 
@@ -154,7 +157,10 @@ class StorageSessionManager:
             found = await asyncio.gather(*[self._batcher.load(one.key, one) for one in presented])
             state = one_that_lives(found, self.cookie) or self._new_session()
             if self._takeover is not None:
-                if state.snapshot is None and (successor := await self._takeover.adopt(request, state)) is not None:
+                if state.snapshot is not None:
+                    await self._takeover.supersede(request, state)
+                    return state
+                if (successor := await self._takeover.adopt(request, state)) is not None:
                     state = await self._batcher.load(successor.key, successor)
                     state.be_unknown_to_browser()
                 self._takeover.watch(request, state)

@@ -6,6 +6,9 @@ that names the new id. Whoever finds a redirect follows it, so requests that com
 and a visitor whose response was lost finds it again. The old record is removed before anybody is given the session. So
 once its owner logs out nothing is left to be taken over, and a request that had read the old record before finds the
 redirect.
+
+If a request carries a live session of ours as well, that one counts, and the old one is ended. An old cookie is never
+removed from the browser while its record stays: nobody could log out of it any more.
 """
 
 from __future__ import annotations
@@ -112,6 +115,24 @@ class SessionTakeover:
             self._writer.discard(fresh.key)  # another request was faster
         return session_id
 
+    async def supersede(self, request: web.BaseRequest, state: SessionState) -> None:
+        """End what the old cookie names beside a live session of ours, and have that cookie removed.
+
+        A cookie that is removed while its record stays leaves a session that its owner cannot end.
+
+        Raises:
+            StorageUnavailable: the storage did not answer in time.
+        """
+        if self._legacy.cookie.name not in request.cookies:
+            return
+        state.touch(0)  # also a request that only reads has a cookie to remove
+        old_id = self._legacy.id_in(request.cookies)
+        if old_id is not None:
+            successor = await self._end(old_id)
+            if state.snapshot is not None and successor != state.snapshot.key:
+                await self._storage.delete([successor])
+                logger.info("session %s destroyed, as its visitor has another", successor[:8])
+
     async def forget(self, state: SessionState) -> str | None:
         """End what the old cookie of a session's request could bring back; return the key of its successor.
 
@@ -119,8 +140,10 @@ class SessionTakeover:
             StorageUnavailable: the storage did not answer in time.
         """
         old_id = self._old_ids.get(state)
-        if old_id is None:
-            return None
+        return None if old_id is None else await self._end(old_id)
+
+    async def _end(self, old_id: str) -> str:
+        """Remove an old record for good; return the key of the session that has taken its place, or of none."""
         key = self._legacy.key(old_id)
         # Where there is nothing to end, the redirect need not last: anybody can make up an old id.
         ttl = LEAST_TTL if await self._source.read_legacy(key) is None else self._ttl
