@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from abc import ABCMeta
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypedDict
 
-from .._engine.state import EXPOSED, NO_REQUEST, RequestLink, refuse
+from .._engine.state import EXPOSED, refuse
 from ..session import Duration, seconds
 from ..session import Session as OurSession
+from .kept import Kept, unguessable
 
-__all__ = ["Kept", "Session", "SessionData", "StoredSession", "kept_of"]
-
-_UNGUESSABLE = re.compile(r"[A-Za-z0-9_-]{22,}")
-"""What 128 random bits take in base64url; no user name, number or address in most apps."""
+__all__ = ["Session", "SessionData", "StoredSession", "kept_of", "with_state"]
 
 
 class SessionData(TypedDict, total=False):
@@ -30,55 +26,6 @@ class _AnySession(ABCMeta):
     def __instancecheck__(cls, instance: object) -> bool:
         """Let those who check for an `aiohttp_session.Session` accept our own."""
         return isinstance(instance, OurSession) if cls is Session else super().__instancecheck__(instance)
-
-
-@dataclass(eq=False)
-class Kept:
-    """The state of a session that a storage written for aiohttp-session keeps."""
-
-    session: Session
-    identity: Any
-    data: dict[str, Any]
-    created: int
-    max_age: int | None
-    is_new: bool
-    kept_under: Any
-    """The id that the storage knows it by, if it is stored."""
-    loaded_under: Any
-    """The id that the request's cookie names."""
-    ended: tuple[Any, ...] = ()
-    """The ids of records that are to be emptied."""
-    has_ended: bool = False
-    """The next write begins another session."""
-    is_changed: bool = False
-    is_gone: bool = False
-    image: str = "{}"
-    """The data at the last load or save, so that changes of nested values are seen."""
-    manager: Any = None
-    http_request: Any = None
-    request: RequestLink = NO_REQUEST
-    clean_until: float = 0.0
-    snapshot: None = None
-
-    @property
-    def is_something(self) -> bool:
-        """Whether there is anything to store, or to remove."""
-        return bool(self.data) or not self.is_new or self.kept_under is not None
-
-    def touch(self, dirty: int = 0) -> None:
-        """Do nothing: changes are seen by comparison."""
-
-    def use(self) -> None:
-        """Note that the data has changed."""
-        self.is_changed = True
-        self.created = int(time.time())
-
-    def begin_anew(self) -> None:
-        """Have another id, and the record under this one emptied."""
-        if not self.is_new or self.kept_under is not None:
-            self.ended += (self.identity,)
-        self.identity = self.kept_under = None
-        self.is_new, self.has_ended = True, False
 
 
 class Session(OurSession, metaclass=_AnySession):
@@ -97,7 +44,6 @@ class Session(OurSession, metaclass=_AnySession):
         identity = None if stored is None else identity
         kept_under = None if is_new else identity
         self._state = Kept(
-            self,
             identity,
             data=dict(stored["session"]) if stored else {},
             created=now if is_new or not stored else stored.get("created") or now,
@@ -177,12 +123,7 @@ class Session(OurSession, metaclass=_AnySession):
         """
         if not self.new:
             raise RuntimeError("only a session that is new can be given an id; renew() gives any session a new one")
-        if not isinstance(identity, str) or not _UNGUESSABLE.fullmatch(identity):
-            raise ValueError(
-                "the id given to set_new_identity() can be guessed, and whoever knows it has the session; leave it to "
-                "the storage, or give at least 22 characters from secrets.token_urlsafe() or uuid4().hex"
-            )
-        self._state.identity = identity
+        self._state.identity = unguessable(identity)
 
     async def save(self) -> None:
         """Store the session now; see `aiohttp_store.Session`."""
@@ -193,7 +134,7 @@ class Session(OurSession, metaclass=_AnySession):
         state = self._state
         if state.has_ended:
             state.begin_anew()
-        if state.request.headers_sent and state.kept_under is None:
+        if state.request.headers_sent and state.kept_under is None and not state.is_gone:
             refuse("a new session, and one that is kept in its cookie, needs a cookie")
         state.data[key] = value
         state.use()
@@ -210,6 +151,11 @@ class Session(OurSession, metaclass=_AnySession):
 def kept_of(session: Session) -> Kept:
     """Return the state of a session that a storage has made."""
     return session._state  # noqa: SLF001  (what storages are given is the session)
+
+
+def with_state(session: Session, kept: Kept) -> Session:
+    """Return a copy of a session, with the attributes that an app has given it, that has another state."""
+    return session._of(kept)  # type: ignore[arg-type]  # noqa: SLF001  (likewise)
 
 
 class StoredSession(OurSession):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import textwrap
 import time
 import types
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat
 
 from ..conftest import PATIENCE, AiohttpClient, Serve, Servers
 from ..support.pages import ROOT
+from ..support.timing import until
 
 SDIST = ROOT / "build/tests/aiohttp_session-2.12.1.tar.gz"
 GUIDE = ROOT / "docs/migrating.rst"
@@ -709,6 +712,192 @@ async def test_nested_setups_keep_each_its_own_session(aiohttp_client: AiohttpCl
     assert json.loads((await texts(client, "/below/write?a=1", "/below/read"))[1]) == {"a": "1", "list": [1, None, "é"]}
     assert [json.loads(one)["session"] for one in outer.records.values()] == [{"outer": 1}]
     assert len(inner.records) == 1
+
+
+# What is taken back, given up and let go of.
+
+
+@pytest.mark.parametrize("end", ["new", "leave", "again"])
+async def test_a_session_that_is_ended_and_saved_at_once_does_not_come_back(
+    foreign: Any, end: str, aiohttp_client: AiohttpClient
+) -> None:
+    async def anew(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        if end == "new":
+            session = await aiohttp_store.new_session(request)
+        else:
+            session.invalidate()
+        await session.save()
+        if end == "again":
+            session["a"] = 2
+            await session.save()
+            session.invalidate()
+            await session.save()
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, anew, *actions(compat)))
+    await texts(client, "/write")
+    async with client.get("/anew") as response:
+        assert isinstance(foreign, DuckStorage) or "Max-Age=0" in response.headers["Set-Cookie"]
+    assert await texts(client, "/read") == ["{}"]
+
+
+async def test_reload_does_not_bring_back_a_session_that_has_ended(foreign: Any, aiohttp_client: AiohttpClient) -> None:
+    async def anew(request: web.Request) -> web.Response:
+        session = await aiohttp_store.new_session(request)
+        await session.reload()
+        return web.json_response(dict(session))
+
+    async def ended(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        session.invalidate()
+        await session.reload()
+        return web.json_response(dict(session))
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, anew, ended, *actions(compat)))
+    for path in ("/anew", "/ended"):
+        assert await texts(client, "/write", path, "/read") == ["", "{}", "{}"]
+
+
+async def test_the_old_session_cannot_be_written_after_new_session(foreign: Any, aiohttp_client: AiohttpClient) -> None:
+    async def anew(request: web.Request) -> web.Response:
+        old = await aiohttp_store.get_session(request)
+        session = await aiohttp_store.new_session(request)
+        session["cart"] = old["list"]  # what is to be taken along can still be read
+        old["late"] = 1
+        calls: list[Callable[[], Any]] = [old.save, old.reload, lambda: old.apply(lambda one: one.update(x=1))]
+        for call in calls:
+            with pytest.raises(SessionGone):
+                await call()
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, anew, *actions(compat)))
+    assert await texts(client, "/write", "/anew", "/read") == ["", "", '{"cart": [1, null, "\\u00e9"]}']
+    if isinstance(foreign, ListStorage | DuckStorage):
+        assert "late" not in str(foreign.records)
+        assert len([one for one in foreign.records.values() if one not in ("{}", {})]) == 1
+
+
+async def test_a_change_that_fails_is_taken_back_as_a_whole(foreign: Any, aiohttp_client: AiohttpClient) -> None:
+    def fail(session: Any) -> None:
+        session["list"].append("nested")
+        session["a"] = 2
+        session.max_age = 7
+        session.renew()
+        session.invalidate()
+        session["b"] = 5
+        raise ZeroDivisionError
+
+    async def apply(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        kept = session["list"]
+        session["pending"] = 1
+        with pytest.raises(ZeroDivisionError):
+            await session.apply(fail)
+        assert session["list"] is kept
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, apply, *actions(compat)))
+    await texts(client, "/write?a=1", "/apply")
+    [found] = await texts(client, "/read")
+    assert json.loads(found) == {"a": "1", "list": [1, None, "é"], "pending": 1}
+
+
+async def test_a_change_that_cannot_be_stored_is_taken_back(aiohttp_client: AiohttpClient) -> None:
+    class Full(ListStorage):
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            if "big" in session:
+                raise aiohttp_store.StorageUnavailable("full")
+            await super().save_session(request, response, session)
+
+    async def apply(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        with pytest.raises(aiohttp_store.StorageUnavailable):
+            await session.apply(lambda one: one.update(big=1))
+        return web.json_response(dict(session))
+
+    client = await aiohttp_client(make_app(aiohttp_store, Full(), apply, *actions(compat)))
+    assert json.loads((await texts(client, "/write", "/apply"))[1]) == {"list": [1, None, "é"]}
+
+
+async def test_two_tasks_of_a_request_can_both_apply_and_keep_what_the_handler_holds(
+    foreign: Any, aiohttp_client: AiohttpClient
+) -> None:
+    def add(session: Any) -> None:
+        session["n"] = session.get("n", 0) + 1
+
+    async def count(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        held = session.setdefault("held", [])
+        await asyncio.gather(session.apply(add), session.apply(add))
+        held.append(1)
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, count, *actions(compat)))
+    await texts(client, "/count", "/count")
+    assert json.loads((await texts(client, "/read"))[0]) == {"held": [1, 1], "n": 4}
+
+
+@pytest.mark.parametrize("query", ["", "?new", "?unused"])
+async def test_a_request_and_its_session_are_freed_without_the_garbage_collector(
+    foreign: Any, query: str, aiohttp_client: AiohttpClient
+) -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    async def see(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        seen.extend([weakref.ref(request), weakref.ref(session)])
+        if query != "?unused":
+            session["a"] = 1
+        if query == "?new":
+            another = await aiohttp_store.new_session(request)
+            another["b"] = 1
+            seen.append(weakref.ref(another))
+        response = web.Response()
+        response.force_close()  # aiohttp keeps a connection's last request until the connection ends
+        return response
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, see, *actions(compat)))
+    await texts(client, "/write")
+    gc.disable()
+    try:
+        await texts(client, f"/see{query}")
+        await until(lambda: all(one() is None for one in seen))
+    finally:
+        gc.enable()
+
+
+@old_style_key
+async def test_a_background_task_saves_after_its_request_has_ended(aiohttp_client: AiohttpClient) -> None:
+    over, tasks = asyncio.Event(), []
+
+    class Asking(ListStorage):
+        """It looks at the request as it saves."""
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            assert request.app is not None
+            assert request["of_the_app"] == 1
+            await super().save_session(request, response, session)
+
+    async def begin(request: web.Request) -> web.Response:
+        request["of_the_app"] = 1
+        session = await aiohttp_store.get_session(request)
+        session["a"] = 1
+
+        async def late() -> None:
+            await over.wait()
+            session["late"] = 1
+            await session.save()
+
+        tasks.append(asyncio.create_task(late()))
+        return web.Response()
+
+    storage = Asking()
+    client = await aiohttp_client(make_app(aiohttp_store, storage, begin))
+    await texts(client, "/begin")
+    over.set()
+    await tasks[0]
+    assert [json.loads(one)["session"] for one in storage.records.values()] == [{"a": 1, "late": 1}]
 
 
 # Faults that are not copied.
