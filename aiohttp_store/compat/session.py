@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from abc import ABCMeta
-from typing import Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from .._engine.state import EXPOSED, refuse
 from ..session import Duration, seconds
 from ..session import Session as OurSession
 from .kept import Kept, unguessable
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["Session", "SessionData", "StoredSession", "kept_of", "with_state"]
 
@@ -36,6 +39,12 @@ class Session(OurSession, metaclass=_AnySession):
     """
 
     _state: Kept  # type: ignore[assignment]
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make the state, which an app's own `__init__` fills by aiohttp-session's private names."""
+        session = super().__new__(cls)
+        session._state = Kept()
+        return session
 
     def __init__(self, identity: Any, *, data: SessionData | None, new: bool, max_age: int | None = None) -> None:
         now = int(time.time())
@@ -97,6 +106,46 @@ class Session(OurSession, metaclass=_AnySession):
     @_mapping.setter
     def _mapping(self, mapping: dict[str, Any]) -> None:
         self._state.data = mapping
+
+    @property
+    def _identity(self) -> Any:
+        return self._state.identity
+
+    @_identity.setter
+    def _identity(self, identity: Any) -> None:
+        state = self._state
+        if state.manager is None:
+            state.identity = identity
+        elif identity != state.identity:
+            chosen = None if identity is None else unguessable(identity)
+            state.begin_anew()
+            state.identity, state.is_changed = chosen, True
+
+    @property
+    def _new(self) -> bool:
+        return self._state.is_new
+
+    @_new.setter
+    def _new(self, is_new: bool) -> None:
+        if is_new and self._state.manager is not None:
+            self._state.begin_anew()
+        self._state.is_new = is_new
+
+    @property
+    def _created(self) -> int:
+        return self._state.created
+
+    @_created.setter
+    def _created(self, created: int) -> None:
+        self._state.created = created
+
+    @property
+    def _max_age(self) -> int | None:
+        return self._state.max_age
+
+    @_max_age.setter
+    def _max_age(self, max_age: int | None) -> None:
+        self._state.max_age = max_age
 
     def changed(self) -> None:
         """Save the session even if its data looks the same."""
@@ -191,6 +240,31 @@ class StoredSession(OurSession):
     def _mapping(self) -> dict[str, Any]:
         self._state.touch(EXPOSED)
         return self._state.data
+
+    @_mapping.setter
+    def _mapping(self, mapping: dict[str, Any]) -> None:
+        self.clear()
+        self.update(mapping)
+
+    @property
+    def _identity(self) -> str | None:
+        return self.identity
+
+    @_identity.setter
+    def _identity(self, identity: object) -> None:
+        self.set_new_identity(identity)
+
+    @property
+    def _new(self) -> bool:
+        return self.new
+
+    @property
+    def _created(self) -> float:
+        return self.created
+
+    @property
+    def _max_age(self) -> float | None:
+        return self.idle_timeout
 
 
 def _readable(data: object, max_age: int | None, now: int) -> Any:

@@ -327,10 +327,16 @@ async def test_sessions_of_a_url_have_the_names_that_users_of_the_package_know(
         session: Any = await aiohttp_session.get_session(request)
         assert request["aiohttp_session"] is session
         assert isinstance(session, aiohttp_session.Session)
+        assert (session._identity, session._new) == (session.identity, session.new)
+        assert (session._created, session._max_age) == (session.created, session.max_age)
         found.append((session._changed, session._mapping, session.max_age, session.new, session.empty))
         if session.new:
             with pytest.raises(RuntimeError, match="renew"):
                 session.set_new_identity(uuid.uuid4().hex)
+            with pytest.raises(RuntimeError, match="renew"):
+                session._identity = uuid.uuid4().hex
+            session._mapping = {"gone": 1}
+            session._mapping = {}
             session.max_age = 60
             session["cart"] = []
         else:
@@ -898,6 +904,252 @@ async def test_a_background_task_saves_after_its_request_has_ended(aiohttp_clien
     over.set()
     await tasks[0]
     assert [json.loads(one)["session"] for one in storage.records.values()] == [{"a": 1, "late": 1}]
+
+
+# What real apps do with the package's insides.
+
+
+@old_style_key
+@pytest.mark.parametrize("setup", [aiohttp_store.setup, compat.setup, bare])
+async def test_an_app_can_replace_the_constructor_of_sessions(
+    foreign: Any, setup: Setup, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one that sets the package's private names, as the package's own does."""
+    monkeypatch.setattr(compat.Session, "__init__", real.Session.__init__)
+    await test_storages_written_for_the_package_keep_sessions(foreign, setup, aiohttp_client)
+
+
+async def test_a_subclass_of_the_session_has_its_own_constructor_and_attributes(
+    alias: None, aiohttp_client: AiohttpClient
+) -> None:
+    import aiohttp_session
+
+    class Login(aiohttp_session.Session):
+        def __init__(self, identity: Any, *, data: Any, new: bool, max_age: Any = None) -> None:
+            super().__init__(identity, data={"session": {"roles": []}} if new else data, new=new, max_age=max_age)
+            self.lasts = 60
+
+        @property
+        def roles(self) -> list[str]:
+            return self._mapping["roles"]  # type: ignore[no-any-return]
+
+        def add(self, role: str) -> None:
+            self._mapping["roles"] = [*self.roles, role]
+            self._changed = True
+
+    class Storage(ListStorage):
+        async def new_session(self) -> Any:
+            return Login(None, data=None, new=True)
+
+        async def load_session(self, request: web.Request) -> Any:
+            key = self.load_cookie(request)
+            if key is None or key not in self.records:
+                return await self.new_session()
+            return Login(key, data=self._decoder(self.records[key]), new=False)
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            if not session.empty:
+                assert session.lasts == 60
+            await super().save_session(request, response, session)
+
+    async def add(request: web.Request) -> web.Response:
+        login: Any = await aiohttp_session.get_session(request)
+        assert (type(login), isinstance(login, aiohttp_session.Session)) == (Login, True)
+        await login.apply(lambda one: one.add("reader"))
+        login.add("writer")
+        return web.json_response(login.roles)
+
+    storage: Any = Storage()
+    app = web.Application()
+    app.router.add_get("/add", add)
+    aiohttp_session.setup(app, storage)
+    client = await aiohttp_client(app)
+    assert await texts(client, "/add", "/add") == [
+        '["reader", "writer"]',
+        '["reader", "writer", "reader", "writer"]',
+    ]
+    assert len(storage.records) == 1
+
+
+@pytest.mark.parametrize("end", ["leave", "new"])
+async def test_a_storage_can_give_the_same_session_to_several_requests(end: str, aiohttp_client: AiohttpClient) -> None:
+    """As one that remembers what it has decrypted."""
+
+    class Remembering(compat.EncryptedCookieStorage):
+        def __init__(self) -> None:
+            super().__init__(SECRET, cookie_name="__Host-SC", secure=True)
+            self.known: dict[str, compat.Session] = {}
+
+        async def load_session(self, request: web.Request) -> compat.Session:
+            cookie = self.load_cookie(request)
+            if cookie is None:
+                return await self.new_session()
+            if cookie not in self.known:
+                self.known[cookie] = await super().load_session(request)
+            return self.known[cookie]
+
+    async def anew(request: web.Request) -> web.Response:
+        if end == "new":
+            await compat.new_session(request)
+        else:
+            (await compat.get_session(request)).invalidate()
+        return web.Response()
+
+    async def slow(request: web.Request) -> web.Response:
+        session = await compat.get_session(request)
+        async with client.get("/anew", headers=cookie):
+            pass
+        session["late"] = 1
+        return web.Response()
+
+    app = make_app(compat, Remembering(), anew, slow, *actions(compat))
+    client = await aiohttp_client(app, cookie_jar=DummyCookieJar())
+    async with client.get("/write") as response:
+        cookie = {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
+    for _ in range(2):
+        async with client.get("/slow", headers=cookie) as response:
+            written = response.headers["Set-Cookie"]
+            assert not written.startswith("__Host-SC=;")
+        async with client.get("/read", headers={"Cookie": written.partition(";")[0]}) as response:
+            assert "late" in await response.json()
+
+
+async def test_an_app_can_give_a_session_another_id_by_its_private_name(
+    alias: None, aiohttp_client: AiohttpClient
+) -> None:
+    drawn = uuid.uuid4().hex
+
+    async def rotate(request: web.Request) -> web.Response:
+        session: Any = await compat.get_session(request)
+        if "guess" in request.query:
+            with pytest.raises(ValueError, match="guessed"):
+                session._identity = "alice"
+        session._identity = None if "none" in request.query else drawn
+        return web.Response(text=str(session.identity))
+
+    async def chosen(request: web.Request) -> web.Response:
+        session: Any = await compat.get_session(request)
+        session._new = True
+        session.set_new_identity(drawn[::-1])
+        session.changed()
+        return web.Response(text=session.identity)
+
+    storage = ListStorage()
+    client = await aiohttp_client(make_app(compat, storage, rotate, chosen, *actions(compat)))
+    await texts(client, "/write")
+    given = {"/rotate": drawn, "/chosen": drawn[::-1], "/rotate?none": "None", "/rotate?guess": drawn}
+    for path, shown in given.items():
+        assert await texts(client, path) == [shown]
+        assert json.loads((await texts(client, "/read"))[0]) == {"list": [1, None, "é"]}
+        [live] = [key for key, record in storage.records.items() if record != "{}"]
+        assert shown in (live, "None")
+
+
+@pytest.mark.parametrize("key", ["aiohttp_session", "session"])
+async def test_an_apps_own_middleware_saves_what_get_session_gives(
+    alias: None, key: str, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aiohttp_session
+
+    monkeypatch.setattr(aiohttp_session, "SESSION_KEY", key)
+    storage = compat.EncryptedCookieStorage(SECRET)
+
+    @web.middleware
+    async def factory(request: web.Request, handler: Any) -> web.StreamResponse:
+        request._state[aiohttp_session.STORAGE_KEY] = storage
+        response: web.StreamResponse = await handler(request)
+        session = request.get(aiohttp_session.SESSION_KEY)
+        if session is not None and session._changed:
+            await storage.save_session(request, response, session)
+        return response
+
+    app = web.Application(middlewares=[factory])
+    for handler in actions(aiohttp_session):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    client = await aiohttp_client(app)
+    found = await texts(client, "/write?a=1", "/read", "/leave", "/read")
+    assert (json.loads(found[1])["a"], found[3]) == ("1", "{}")
+
+
+async def test_a_middleware_can_be_made_for_each_request(alias: None, aiohttp_client: AiohttpClient) -> None:
+    import aiohttp_session
+
+    storage: Any = ListStorage()
+
+    @web.middleware
+    async def per_request(request: web.Request, handler: Any) -> web.StreamResponse:
+        return await aiohttp_session.session_middleware(storage)(request, handler)
+
+    app = web.Application(middlewares=[per_request])
+    for handler in actions(aiohttp_session):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    client = await aiohttp_client(app)
+    assert json.loads((await texts(client, "/write?a=1", "/read"))[1])["a"] == "1"
+
+
+async def test_storages_can_have_their_own_way_with_the_cookie(alias: None, aiohttp_client: AiohttpClient) -> None:
+    import aiohttp_session
+    from aiohttp_session.cookie_storage import EncryptedCookieStorage
+
+    class Shared(EncryptedCookieStorage):
+        """For all subdomains, which it learns from the request."""
+
+        def params(self, request: web.Request, given: aiohttp_session._CookieParams) -> Any:
+            return {**given, "path": f"/{request.host.partition(':')[0]}"}
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            response._req = request
+            await super().save_session(request, response, session)
+
+        def save_cookie(self, response: Any, cookie_data: str, *, max_age: Any = None) -> None:
+            params = self.params(response._req, self._cookie_params.copy())
+            response.headers.add("X-Path", params["path"])
+            response.headers.add("Set-Cookie", f"{self._cookie_name}={cookie_data}; Path=/")
+
+    assert {"domain", "path"} <= set(aiohttp_session._CookieParams.__annotations__)
+
+    class ByQuery(EncryptedCookieStorage):
+        def load_cookie(self, request: web.Request) -> str | None:
+            return request.query.get("session")
+
+    client = await aiohttp_client(make_app(aiohttp_session, Shared(SECRET), *actions(aiohttp_session)))
+    async with client.get("/write?a=1") as response:
+        assert response.headers["X-Path"] == "/127.0.0.1"
+    assert json.loads((await texts(client, "/read"))[0])["a"] == "1"
+    client = await aiohttp_client(make_app(aiohttp_session, ByQuery(SECRET), *actions(aiohttp_session)))
+    async with client.get("/write?a=1") as response:
+        given = response.cookies["AIOHTTP_SESSION"].value
+    assert json.loads((await texts(client, f"/read?session={given}"))[0])["a"] == "1"
+
+
+async def test_a_storage_can_keep_the_very_sessions_under_ids_that_they_have_from_the_start(
+    alias: None, aiohttp_client: AiohttpClient
+) -> None:
+    import aiohttp_session
+
+    class Objects(aiohttp_session.AbstractStorage):
+        def __init__(self) -> None:
+            super().__init__(max_age=300)
+            self.sessions: dict[Any, Any] = {}
+
+        async def new_session(self) -> Any:
+            return aiohttp_session.Session(uuid.uuid4().hex, data=None, new=True, max_age=self.max_age)
+
+        async def load_session(self, request: web.Request) -> Any:
+            return self.sessions.get(self.load_cookie(request)) or await self.new_session()
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            self.sessions[session.identity] = session
+            self.save_cookie(response, session.identity, max_age=session.max_age)
+
+    storage = Objects()
+    client = await aiohttp_client(make_app(aiohttp_session, storage, *actions(aiohttp_session)))
+    found = await texts(client, "/write?a=1", "/read", "/write?b=2", "/read", "/leave", "/read")
+    assert [sorted(json.loads(one)) for one in (found[1], found[3], found[5])] == [
+        ["a", "list"],
+        ["a", "b", "list"],
+        [],
+    ]
 
 
 # Faults that are not copied.
