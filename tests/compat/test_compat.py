@@ -245,6 +245,25 @@ async def test_aiohttp_security_keeps_logins_in_the_session(alias: None, aiohttp
     assert await texts(client, "/who", "/login", "/who", "/logout", "/who") == ["None", "", "ann", "", "None"]
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_the_alias_is_needed_as_long_as_a_library_imports_the_package(
+    is_kept: bool, request: pytest.FixtureRequest, aiohttp_client: AiohttpClient
+) -> None:
+    """As the guide says: also where the app itself imports aiohttp_store alone."""
+    if is_kept:
+        request.getfixturevalue("alias")
+    import aiohttp_security
+
+    async def login(request: web.Request) -> web.Response:
+        response = web.Response()
+        await aiohttp_security.SessionIdentityPolicy().remember(request, response, "ann")
+        return response
+
+    client = await aiohttp_client(make_app(aiohttp_store, "memory://", login))
+    async with client.get("/login") as response:
+        assert (response.status, "session" in response.cookies) == ((200, True) if is_kept else (500, False))
+
+
 @old_style_key
 async def test_aiohttp_debugtoolbar_shows_the_session(alias: None, aiohttp_client: AiohttpClient) -> None:
     import aiohttp_debugtoolbar
