@@ -25,7 +25,7 @@ from aiohttp import hdrs, web
 from .._engine.manager import StorageSessionManager
 from .._engine.state import SessionState
 from .._log import log_throttled, logger
-from ..codec import Envelope
+from ..codec import Envelope, UndecodableError, UnknownFormatError, unpack_envelope
 from ..cookie import PresentedId, forbid_caching, key_of_id
 from ..errors import ConfigError, StorageUnavailable
 from ..storage import Conflict, Write
@@ -127,11 +127,9 @@ class SessionTakeover:
             return
         state.touch(0)  # also a request that only reads has a cookie to remove
         old_id = self._legacy.id_in(request.cookies)
-        if old_id is not None:
-            successor = await self._end(old_id)
-            if state.snapshot is not None and successor != state.snapshot.key:
-                await self._storage.delete([successor])
-                logger.info("session %s destroyed, as its visitor has another", successor[:8])
+        successor = None if old_id is None else await self._end(old_id)
+        if successor is not None and state.snapshot is not None and successor != state.snapshot.key:
+            await self._remove(successor)
 
     async def forget(self, state: SessionState) -> str | None:
         """End what the old cookie of a session's request could bring back; return the key of its successor.
@@ -142,14 +140,25 @@ class SessionTakeover:
         old_id = self._old_ids.get(state)
         return None if old_id is None else await self._end(old_id)
 
-    async def _end(self, old_id: str) -> str:
-        """Remove an old record for good; return the key of the session that has taken its place, or of none."""
+    async def _end(self, old_id: str) -> str | None:
+        """Remove an old record for good; return the key of the session that has taken its place, if one has."""
         key = self._legacy.key(old_id)
         # Where there is nothing to end, the redirect need not last: anybody can make up an old id.
         ttl = LEAST_TTL if await self._source.read_legacy(key) is None else self._ttl
-        successor = await self._redirect(old_id, secrets.token_urlsafe(32), ttl)
+        nobody = secrets.token_urlsafe(32)
+        successor = await self._redirect(old_id, nobody, ttl)
         await self._source.remove_legacy(key)
-        return self._writer.key_of(successor)
+        return None if successor == nobody else self._writer.key_of(successor)
+
+    async def _remove(self, key: str) -> None:
+        """Remove a session that lives; not one that was renewed, as it may be the visitor's own."""
+        (record,) = await self._storage.load([key])
+        try:
+            if record is not None and unpack_envelope(record.data):
+                await self._storage.save([Write(key, record.version, None, 1)])
+                logger.info("session %s destroyed, as its visitor has another", key[:8])
+        except (UndecodableError, UnknownFormatError):
+            return
 
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
         """Remove the old cookie from the browser."""

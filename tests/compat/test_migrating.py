@@ -403,9 +403,11 @@ async def test_the_session_that_was_taken_over_lives_on_where_the_old_cookie_com
     old_id = await move.visited()
     ours = await move.our_app()
     given = (await ask(ours, AIOHTTP_SESSION=old_id)).ours
-    again = await ask(ours, session=given, AIOHTTP_SESSION=old_id)
-    assert (again.data, again.cookies) == (DATA, {OLD: REMOVED})
-    assert (await ask(ours, session=given)).data == DATA
+    for _ in range(2):
+        again = await ask(ours, session=given, AIOHTTP_SESSION=old_id)
+        assert (again.data, again.cookies) == (DATA, {OLD: REMOVED})
+        assert (await ask(ours, session=given)).data == DATA
+        given = (await ask(ours, "renew", session=given)).ours
 
 
 BAD = [
