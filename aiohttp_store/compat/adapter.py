@@ -14,10 +14,12 @@ from aiohttp import hdrs, web
 from .. import compat
 from .._engine.manager import Options
 from .._engine.state import SessionState
+from .._lifecycle.middleware import get_session
 from .._lifecycle.request_state import REQUEST_STATE, RequestState
 from .._log import log_throttled, logger
 from ..cookie import Cookie, add_vary, forbid_caching
 from ..errors import ConfigError, StorageUnavailable
+from ..session import Session as OurSession
 from .kept import Kept
 from .session import Session, StoredSession, kept_of, with_state
 
@@ -278,11 +280,35 @@ def _apart(request: web.BaseRequest) -> web.BaseRequest:
 
 
 def make_session(state: SessionState) -> StoredSession:
-    """Return one of our own sessions, and put it where libraries look for aiohttp-session's."""
+    """Return one of our own sessions, and put it where libraries look for aiohttp-session's, and for its storage."""
     session, visit = StoredSession(state), state.request
     if isinstance(visit, RequestState) and visit.received is not None:
-        put(visit.request or visit.received, compat.SESSION_KEY, session)
+        request = visit.request or visit.received
+        put(request, compat.SESSION_KEY, session)
+        put(request, compat.STORAGE_KEY, StoredSessions(visit.manager.cookie))
     return session
+
+
+class StoredSessions:
+    """What libraries find as the storage of our own sessions, for those that save by hand."""
+
+    max_age = None
+
+    def __init__(self, cookie: Cookie) -> None:
+        self.cookie_name = cookie.name
+
+    async def load_session(self, request: web.Request) -> OurSession:
+        """Return the request's session."""
+        return await get_session(request)
+
+    async def save_session(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        session: OurSession,
+    ) -> None:
+        """Store the session now."""
+        await session.save()
 
 
 def _tell(response: web.StreamResponse) -> None:

@@ -23,7 +23,7 @@ from xml.etree import ElementTree as ET
 import aiohttp_session as real
 import aiomcache
 import pytest
-from aiohttp import DummyCookieJar, web
+from aiohttp import DummyCookieJar, WSMsgType, web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp_session.cookie_storage import EncryptedCookieStorage as RealEncrypted
 from aiohttp_session.memcached_storage import MemcachedStorage as RealMemcached
@@ -371,6 +371,35 @@ async def test_sessions_of_a_url_have_the_names_that_users_of_the_package_know(
     assert found[1][2:] == (60, False, False)
     assert [one[0] for one in found] == [False, False, False]
     assert found[2][1]["cart"] == ["tea", "tea"]  # this request has appended as well
+
+
+@pytest.mark.parametrize(("url", "options"), [("memory://", {}), ("cookie://", {"secret": "x" * 32})])
+async def test_a_library_can_save_by_hand_before_it_opens_a_web_socket(
+    url: str, options: dict[str, Any], alias: None, serve: Serve
+) -> None:
+    """As aiohttp-session-ws does."""
+    import aiohttp_session
+
+    async def socket(request: web.Request) -> web.StreamResponse:
+        session: Any = await aiohttp_session.get_session(request)
+        session["socket"] = "id"
+        assert session._changed
+        response = web.WebSocketResponse()
+        storage: Any = request[aiohttp_session.STORAGE_KEY]
+        assert storage.cookie_name == "session"
+        assert await storage.load_session(request) is session
+        await storage.save_session(request, response, session)
+        await response.prepare(request)
+        await response.close()
+        return response
+
+    async def read(request: web.Request) -> web.Response:
+        return web.json_response(dict(await aiohttp_session.get_session(request)))
+
+    client = await serve(socket, read, storage=url, **options)
+    async with client.ws_connect("/socket") as opened:
+        assert (await opened.receive()).type == WSMsgType.CLOSE
+    assert await texts(client, "/read") == ['{"socket": "id"}']
 
 
 # Storages written for aiohttp-session.
