@@ -15,24 +15,27 @@ from aiohttp import DummyCookieJar, web
 import aiohttp_store
 from aiohttp_store import ConfigError, Cookie, Storage, Write, get_session, get_storage
 from aiohttp_store.cookie import key_of_id
+from aiohttp_store.storages import storage_from_url
 
 from ..conftest import AiohttpClient
 from ..support.pages import PAGES, table
 
 Client = Any
 Start = Callable[..., Awaitable[Client]]
-HEADS = ("what happens", "express-session", "here")
+TABLES = [("as in express-session", "in detail"), ("what happens", "express-session", "here")]
 
 
 @pytest.fixture
 def start(storage_url: str, aiohttp_client: AiohttpClient) -> Start:
-    """Give a function that serves handlers over a storage and gives a client, which sends only what it is told to."""
+    """Return a function that serves handlers over a storage, to a client that sends only what it is told to."""
+    # Several apps of one test share their sessions, also those in memory.
+    storage = storage_from_url(storage_url) if storage_url.startswith("memory:") else storage_url
 
     async def started(*handlers: Any, proxies: Any = None, **options: Any) -> Client:
         app = web.Application()
         for handler in (put, show, leave, *handlers):
             app.router.add_get(f"/{handler.__name__}", handler)
-        aiohttp_store.setup(app, storage_url, **options)
+        aiohttp_store.setup(app, storage, **options)
         if proxies is not None:
             await aiohttp_remotes.setup(app, proxies)
         return await aiohttp_client(app, cookie_jar=DummyCookieJar())
@@ -229,7 +232,62 @@ async def several_proxies(start: Start) -> None:
         assert (await ask(client, "/remote", **{**headers, "X-Forwarded-For": forged}))[0] == 400
 
 
+async def nothing_before_data(start: Start) -> None:
+    client = await start()
+    assert await ask(client, "/show") == (200, "{}", "")
+
+
+async def nested_changes(start: Start) -> None:
+    async def add(request: web.Request) -> web.Response:
+        (await get_session(request)).setdefault("cart", {"items": []})["items"].append("tea")
+        return web.Response()
+
+    client = await start(add)
+    cookie = (await ask(client, "/add"))[2].partition(";")[0]
+    await ask(client, "/add", cookie)
+    assert (await ask(client, "/show", cookie))[1] == '{"cart": {"items": ["tea", "tea"]}}'
+
+
+async def a_login(start: Start) -> None:
+    async def login(request: web.Request) -> web.Response:
+        (await get_session(request)).renew(login=True)
+        return web.Response()
+
+    client = await start(login)
+    before = await logged_in(client)
+    after = (await ask(client, "/login", before))[2].partition(";")[0]
+    assert (await ask(client, "/show", before))[1] == "{}"
+    assert (await ask(client, "/show", after))[1] == '{"user": "ann"}'
+
+
+async def a_logout(start: Start) -> None:
+    client = await start()
+    cookie = await logged_in(client)
+    assert "Max-Age=0" in (await ask(client, "/leave", cookie))[2]
+    assert (await ask(client, "/show", cookie))[1] == "{}"
+
+
+async def secrets_that_change(start: Start) -> None:
+    old, new = "o" * 32, "n" * 32
+    cookie = await logged_in(await start(secret=old))
+    status, text, line = await ask(await start(secret=[new, old]), "/show", cookie)
+    assert (status, text) == (200, '{"user": "ann"}')
+    assert (await ask(await start(secret=new), "/show", line.partition(";")[0]))[1] == '{"user": "ann"}'
+    assert (await ask(await start(secret=new), "/show", cookie))[1] == "{}"
+
+
+async def the_cookie(start: Start) -> None:
+    _, _, line = await ask(await start(), "/put")
+    assert line.partition("; ")[2] == "Path=/; HttpOnly; SameSite=Lax"
+
+
 ROWS: dict[str, Callable[[Start], Awaitable[None]]] = {
+    "nothing is stored before there is data": nothing_before_data,
+    "changes in nested values are seen": nested_changes,
+    "a login can get a new id": a_login,
+    "a logout ends the record": a_logout,
+    "secrets can be changed": secrets_that_change,
+    "the cookie": the_cookie,
     "the handler raises an exception": a_crash,
     "the handler raises a response, such as a redirect": a_raised_response,
     "a date, a set or NaN as a value": a_value_that_json_cannot_hold,
@@ -247,7 +305,7 @@ ROWS: dict[str, Callable[[Start], Awaitable[None]]] = {
 
 
 def test_every_row_of_the_guide_is_run() -> None:
-    rows = table(PAGES["docs/migrating.rst"], *HEADS)
+    rows = [row for heads in TABLES for row in table(PAGES["docs/migrating.rst"], *heads)]
     assert [row[0] for row in rows] == list(ROWS)
     assert all(re.search(r"\w", cell) for row in rows for cell in row)
 
