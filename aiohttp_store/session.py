@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
-from ._engine.state import EXPOSED, SAVE, SessionState, refuse
-from .errors import ConfigError, SessionGone
+from ._engine.state import EXPOSED, SAVE, TOUCHED, SessionState, refuse
+from .errors import ConfigError, SessionGone, StorageUnavailable
 
 __all__ = ["Data", "Duration", "Session", "seconds"]
 
@@ -141,7 +141,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         self._refuse_as_in_cookie()
         if state.request.headers_sent and state.snapshot is None and state.data:
             refuse("a new session needs a cookie")
-        await state.manager.commit(state)
+        await self._asked(state.manager.commit(state))
         self._tell_if_gone()
 
     async def reload(self) -> None:
@@ -152,7 +152,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             StorageUnavailable: the storage did not answer in time.
         """
         self._state.touch(0)
-        await self._state.manager.reload(self._state)
+        await self._asked(self._state.manager.reload(self._state))
         self._tell_if_gone()
 
     async def apply(self, change: Callable[[Session[Data]], T]) -> T:
@@ -172,9 +172,16 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """
         self._refuse_as_in_cookie()
         self._state.touch(0)
-        result = await self._state.manager.apply(self._state, lambda fork: change(self._of(fork)))
+        result = await self._asked(self._state.manager.apply(self._state, lambda fork: change(self._of(fork))))
         self._tell_if_gone()
         return result
+
+    async def _asked(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except StorageUnavailable as error:
+            self._state.request.failed(error)
+            raise
 
     def _of(self, fork: SessionState) -> Self:
         """Return this session as what a fork of its state makes of it."""
@@ -203,7 +210,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             if state.snapshot is None and not state.is_gone:
                 refuse("a new session needs a cookie")
         state.data[key] = value
-        state.touch()
+        state.touch(TOUCHED if type(value) in _SCALARS else TOUCHED | EXPOSED)
 
     def __delitem__(self, key: str) -> None:
         self._refuse_as_in_cookie()

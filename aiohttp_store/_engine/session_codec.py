@@ -7,6 +7,7 @@ from typing import Any
 from ..codec import Codec, JSONCodec, UndecodableError
 from ..errors import ConfigError
 from .lifetimes import Lifetimes
+from .merge import is_same
 from .state import SAVE, TOUCHED, SessionState, Snapshot
 
 __all__ = ["SessionCodec"]
@@ -48,6 +49,19 @@ class SessionCodec:
         """Return what comes back of the data when it is stored and loaded."""
         copied: dict[str, Any] = self._loads(self.encode(data))
         return copied
+
+    def copies(self, data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return two copies, after making the data itself what a copy is, as of a tuple, which comes back as a list.
+
+        What is the same already stays the very object, as a handler may hold it.
+        """
+        one, other, third = (self.copy(data) for _ in range(3))
+        for key in data.keys() - third.keys():  # of another spelling, as with a lone surrogate
+            del data[key]
+        for key, value in third.items():
+            if key not in data or not is_same(data[key], value):
+                data[key] = value
+        return one, other
 
     def changes(self, state: SessionState, snapshot: Snapshot) -> bytes | None:
         """Return the encoded data if it differs from what is stored; times do not count."""

@@ -20,7 +20,8 @@ from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
-from .middleware import middleware_of, saving_before_headers
+from .before_headers import apps_below, save_before_headers
+from .middleware import middleware_of
 from .request_state import MANAGER
 
 __all__ = ["apps_below", "get_storage", "is_foreign", "session_middleware", "setup"]
@@ -51,12 +52,12 @@ def setup(
         _refuse_same_cookie_below(app, manager)
         _warn_of_memory(manager)
         await manager.open()
+        save_before_headers(app)
         yield
         await manager.close()
 
     app[MANAGER] = manager
     app.middlewares.insert(0, middleware_of(manager))
-    app.on_response_prepare.append(saving_before_headers(manager))
     app.cleanup_ctx.append(run)
 
 
@@ -72,7 +73,7 @@ def session_middleware(
     Raises:
         ConfigError: a setting that cannot work.
     """
-    return middleware_of(_manager(storage, options))
+    return middleware_of(_manager(storage, options), is_alone=True)
 
 
 def get_storage(app: web.Application) -> Storage:
@@ -136,13 +137,6 @@ def _refuse_same_cookie_below(app: web.Application, manager: SessionManager[Any]
                 f"an app and its sub-app both keep sessions in the cookie {mine.name!r} of path {mine.path!r}; "
                 "give one of them cookie=Cookie(name=…), or leave out the sub-app's setup to share the session"
             )
-
-
-def apps_below(app: web.Application) -> list[web.Application]:
-    below: list[web.Application] = []
-    for child in app._subapps:  # noqa: SLF001  (aiohttp has no other way)
-        below += [child, *apps_below(child)]
-    return below
 
 
 def _warn_of_memory(manager: SessionManager[Any]) -> None:

@@ -22,11 +22,12 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from aiohttp import hdrs, web
 
+from .._caching import forbid_caching
 from .._engine.manager import StorageSessionManager
 from .._engine.state import SessionState
 from .._log import log_throttled, logger
 from ..codec import Envelope, UndecodableError, UnknownFormatError, unpack_envelope
-from ..cookie import PresentedId, forbid_caching, key_of_id
+from ..cookie import PresentedId, key_of_id
 from ..errors import ConfigError, StorageUnavailable
 from ..storage import Conflict, Write
 from .legacy import Legacy, LegacySource
@@ -54,7 +55,7 @@ class SessionTakeover:
         self._writer = manager.writer
         self._source = source
         self._legacy = legacy
-        self._old_ids: WeakKeyDictionary[SessionState, str] = WeakKeyDictionary()
+        self._old_ids: WeakKeyDictionary[SessionState, tuple[str, ...]] = WeakKeyDictionary()
         """What the requests of these sessions carried besides."""
         self._left_alone: WeakSet[SessionState] = WeakSet()
         """New sessions whose visitors' old ones can be taken over only if the app is set up otherwise."""
@@ -66,8 +67,8 @@ class SessionTakeover:
 
     def watch(self, request: web.BaseRequest, state: SessionState) -> None:
         """Remember which old cookie must not bring back what ends here."""
-        if (old_id := self._legacy.id_in(request.cookies)) is not None:
-            self._old_ids[state] = old_id
+        if old_ids := self._legacy.ids_in(request.headers):
+            self._old_ids[state] = old_ids
 
     async def adopt(self, request: web.BaseRequest, state: SessionState) -> PresentedId | None:
         """Return the id of the session that has taken the place of the one in the request's old cookie.
@@ -75,8 +76,10 @@ class SessionTakeover:
         Raises:
             StorageUnavailable: the storage did not answer in time.
         """
-        old_id = self._legacy.id_in(request.cookies)
+        old_id = self._legacy.id_in(request.headers, request.cookies)
         if old_id is None:
+            if self._legacy.ids_in(request.headers):  # several, whose records stay
+                self._left_alone.add(state)
             return None
         # Not batched, as it happens once to a visitor. The redirect is looked for last: who finds no old record because
         # another request has just taken it over finds the redirect, which was there before it was removed.
@@ -105,7 +108,7 @@ class SessionTakeover:
             raise
         except Exception as error:  # noqa: BLE001  (of any codec: theirs held what ours cannot)
             what = "a session of aiohttp-session cannot be taken over, and its visitor is anonymous: %s"
-            log_throttled(logger.warning, what, error)
+            log_throttled(logger.warning, what, error, about=self._storage)
             self._left_alone.add(state)
             return None
         session_id = await self._redirect(old_id, fresh.id, self._ttl)
@@ -126,10 +129,10 @@ class SessionTakeover:
         if self._legacy.cookie.name not in request.cookies:
             return
         state.touch(0)  # also a request that only reads has a cookie to remove
-        old_id = self._legacy.id_in(request.cookies)
-        successor = None if old_id is None else await self._end(old_id)
-        if successor is not None and state.snapshot is not None and successor != state.snapshot.key:
-            await self._remove(successor)
+        for old_id in self._legacy.ids_in(request.headers):
+            successor = await self._end(old_id)
+            if successor is not None and state.snapshot is not None and successor != state.snapshot.key:
+                await self._remove(successor)
 
     async def forget(self, state: SessionState) -> str | None:
         """End what the old cookie of a session's request could bring back; return the key of its successor.
@@ -137,8 +140,12 @@ class SessionTakeover:
         Raises:
             StorageUnavailable: the storage did not answer in time.
         """
-        old_id = self._old_ids.get(state)
-        return None if old_id is None else await self._end(old_id)
+        key = None
+        for old_id in self._old_ids.get(state, ()):
+            if key is not None:
+                await self._remove(key)
+            key = await self._end(old_id)
+        return key
 
     async def _end(self, old_id: str) -> str | None:
         """Remove an old record for good; return the key of the session that has taken its place, if one has."""

@@ -12,12 +12,13 @@ from typing import Any, TypeVar, cast
 from aiohttp import hdrs, web
 
 from .. import compat
+from .._caching import add_vary, forbid_caching
 from .._engine.manager import Options
 from .._engine.state import SessionState
 from .._lifecycle.middleware import get_session
 from .._lifecycle.request_state import REQUEST_STATE, RequestState
 from .._log import log_throttled, logger
-from ..cookie import Cookie, add_vary, forbid_caching
+from ..cookie import Cookie
 from ..errors import ConfigError, StorageUnavailable
 from ..session import Session as OurSession
 from .kept import Kept
@@ -180,7 +181,8 @@ class AiohttpSessionAdapter:
             return adopted(self.storage, await self._ask(self.storage.load_session(request)))
         except (ValueError, LookupError) as error:
             name, reason = type(self.storage).__name__, type(error).__name__
-            log_throttled(logger.warning, "a %s could not read a session (%s); its visitor is anonymous", name, reason)
+            what = "a %s could not read a session (%s); its visitor is anonymous"
+            log_throttled(logger.warning, what, name, reason, about=self.storage)
             return Session(None, data=None, new=True)
 
     async def _write(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:

@@ -40,7 +40,7 @@ def _nobody() -> None:
     """Return no session: none has been made for a request."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Kept:
     """The state of a session that a storage written for aiohttp-session keeps."""
 
@@ -68,6 +68,7 @@ class Kept:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of the tasks that `apply` a change."""
     clean_until: float = 0.0
+    said: str = ""
     snapshot: None = None
     presented: Callable[[], Session | None] = _nobody
     """Returns the session. It holds this state, and not the other way round: both are freed without the collector."""

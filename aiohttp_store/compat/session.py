@@ -6,6 +6,7 @@ import time
 from abc import ABCMeta
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
+from .._engine.lifetimes import SKEW
 from .._engine.state import EXPOSED, refuse
 from ..session import Duration, seconds
 from ..session import Session as OurSession
@@ -274,4 +275,4 @@ def _readable(data: object, max_age: int | None, now: int) -> Any:
     created = data.get("created") or 0
     if isinstance(created, bool) or not isinstance(created, int | float):
         return None
-    return None if max_age is not None and now - created > max_age else data
+    return None if max_age is not None and not -SKEW <= now - created <= max_age else data

@@ -56,6 +56,12 @@ class Found(NamedTuple):
     value: bytes
     token: int
 
+    def __repr__(self) -> str:
+        return f"<Found {len(self.value)} bytes, token {self.token}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 # Requests
 

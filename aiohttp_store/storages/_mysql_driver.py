@@ -82,6 +82,12 @@ class Result(NamedTuple):
     changed: int
     rows: Sequence[Any]
 
+    def __repr__(self) -> str:
+        return f"<Result: {self.changed} changed, {len(self.rows)} rows>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 async def execute(connection: Any, sql: str) -> list[Result]:
     """Send statements in one packet, behind the guard if the connection has one, and return what each of them did."""

@@ -82,7 +82,9 @@ class MySQLStorage(Storage):
         hosts = url.several_hosts(3306)
         database = url.path.removeprefix("/")
         if not database or "/" in database:
-            raise ConfigError(f"{url} must name one database; write {url.scheme}://user:password@host:3306/database")
+            raise ConfigError(
+                f"the path of the URL must name one database; write {url.scheme}://user:password@host:3306/database"
+            )
         if options.unix_socket and url.hosts not in ((), (Host("localhost", None),)):
             names = ", ".join(repr(host.name) for host in hosts)
             raise ConfigError(f"{url} names the host {names} and unix_socket=; leave one of them out")

@@ -495,6 +495,24 @@ async def test_a_cookie_that_names_no_session_of_the_old_app_is_an_anonymous_vis
     assert (await ask(ours, AIOHTTP_SESSION=old_id)).data == DATA
 
 
+@pytest.mark.parametrize("ids", ["uuid", "any"])
+async def test_of_two_old_cookies_none_is_taken_over(move: Move, ids: str) -> None:
+    """A sibling domain may have set one of them, and which one is sent first means nothing."""
+    mine, tossed = await move.visited(), await move.visited({"user": "mallory"})
+    ours = await move.our_app(f"&migrate_ids={ids}")
+    for cookies in ((mine, tossed), (tossed, mine), (tossed, tossed, mine), (mine, *[tossed] * 8)):
+        answer = await raw(ours, "; ".join(f"{OLD}={value}" for value in cookies).encode())
+        assert b'"data": {}' in answer
+        assert b"Set-Cookie" not in answer  # the cookie stays with its record
+    beside = await move.visited()
+    given = (await ask(ours, "set=user&to=ann")).ours
+    await raw(ours, f"session={given}; {OLD}={tossed}; {OLD}={beside}".encode())
+    for ended in (tossed, beside):
+        assert (await ask(ours, AIOHTTP_SESSION=ended)).data == {}
+    twice = await raw(ours, f"{OLD}={mine}; {OLD}={mine}".encode())
+    assert b'"bob"' in twice
+
+
 async def raw(server: TestServer, cookie: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: " + cookie + b"\r\n\r\n")
@@ -516,7 +534,10 @@ async def test_another_old_apps_session_is_not_read_through_a_common_beginning_o
 async def test_ids_of_an_apps_own_are_taken_where_the_url_says_so(move: Move) -> None:
     old_id = await move.visited(key_factory=lambda: "my.own-id:7_x")
     assert (await ask(await move.our_app(), AIOHTTP_SESSION=old_id)).data == {}
-    assert (await ask(await move.our_app("&migrate_ids=any"), AIOHTTP_SESSION=old_id)).data == DATA
+    ours = await move.our_app("&migrate_ids=any")
+    assert (await ask(ours, AIOHTTP_SESSION=old_id)).data == DATA
+    old_id = await move.visited(key_factory=lambda: "my/own=id")
+    assert (await ask(ours, AIOHTTP_SESSION=f'"{old_id}"')).data == DATA  # as aiohttp sends it
 
 
 @on_redis
