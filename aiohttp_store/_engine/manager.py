@@ -61,6 +61,9 @@ class Takeover(Protocol):
     async def adopt(self, request: web.BaseRequest, state: SessionState) -> PresentedId | None:
         """Return the id of the session that has taken the place of the one in the request's old cookie."""
 
+    async def supersede(self, request: web.BaseRequest, state: SessionState) -> None:
+        """End what the old cookie names beside a live session of ours, and have that cookie removed."""
+
     async def forget(self, state: SessionState) -> str | None:
         """End what the old cookie of a session's request could bring back; return the key of its successor."""
 
@@ -157,7 +160,10 @@ class StorageSessionManager:
             state = one_that_lives(found, self.cookie) or self._new_session()
             state.presented = tuple(end for one in found if one is not state for end in one.own_and_presented)
             if self._takeover is not None:
-                if state.snapshot is None and (successor := await self._takeover.adopt(request, state)) is not None:
+                if state.snapshot is not None:
+                    await self._takeover.supersede(request, state)
+                    return state
+                if (successor := await self._takeover.adopt(request, state)) is not None:
                     state = await self._batcher.load(successor.key, successor)
                     state.be_unknown_to_browser()
                 self._takeover.watch(request, state)

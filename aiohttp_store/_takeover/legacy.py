@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from http.cookies import SimpleCookie
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy
 
-from ..cookie import Cookie
+from ..cookie import MAX_LOOKED_AT, Cookie
 from ..errors import ConfigError
 from ..url import nearest
 
@@ -53,13 +54,18 @@ class Legacy:
 
         Of several, a sibling domain may have set all but one.
         """
-        ours = re.compile(rf"(?:^|;)[ \t]*{re.escape(self.cookie.name)}=([^;]*)")
-        sent = {value.strip() for header in headers.getall(hdrs.COOKIE, ()) for value in ours.findall(header)}
-        is_one_of_several = sum(self.ids.fullmatch(value) is not None for value in sent) > 1
         value = cookies.get(self.cookie.name)
-        if value is None or is_one_of_several or not self.ids.fullmatch(value) or len(self.key(value)) > _LONGEST_KEY:
-            return None
-        return value
+        return value if (value,) == self.ids_in(headers) else None
+
+    def ids_in(self, headers: CIMultiDictProxy[str]) -> tuple[str, ...]:
+        """Return all that a request carries and that have the form of an id."""
+        unquoted = SimpleCookie().value_decode  # aiohttp quotes what a token cannot hold
+        ours = re.compile(rf"(?:^|;)[ \t]*{re.escape(self.cookie.name)}=([^;]*)")
+        sent = (
+            unquoted(value.strip())[0] for header in headers.getall(hdrs.COOKIE, ()) for value in ours.findall(header)
+        )
+        found = dict.fromkeys(one for one in sent if self.ids.fullmatch(one) and len(self.key(one)) <= _LONGEST_KEY)
+        return tuple(found)[:MAX_LOOKED_AT]
 
     def key(self, session_id: str) -> str:
         """Give the key of a record, in ASCII."""
