@@ -63,6 +63,7 @@ UNTRACED = {
 
 ABOVE_DRIVERS = {
     *("test_conflicts.py", "test_identity.py", "test_lifetimes.py", "test_odd_data.py", "test_requests.py"),
+    *("test_hostile_input.py", "test_websockets.py"),
 }
 """Files about what stands above the three verbs: of one server's two drivers the first is enough for them."""
 
