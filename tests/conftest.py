@@ -54,7 +54,8 @@ hypothesis.settings.load_profile("suite")
 TRACED = "memory"
 """The storage over which a test of something else is traced for the coverage; test_storages.py is over every one."""
 UNTRACED = {
-    *("test_browser.py", "test_browser_cookies.py", "test_browser_page.py", "test_chaos.py"),
+    *("test_browser.py", "test_browser_cookies.py", "test_browser_other_sites.py", "test_browser_page.py"),
+    "test_chaos.py",
     *("test_example_apps.py", "test_example_deployments.py", "test_examples.py", "test_outages.py"),
     "test_simulation.py",
 }
