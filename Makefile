@@ -9,6 +9,7 @@
 # make chaos      break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make simulate   try SEEDS=10000 orders of events, and print what came of them (ARGS='--replay 24': one, event by event)
 # make simulate-faults put faults into copies of the package, and tell which seed of the simulation finds each
+# make mutants    put the defences of docs/security.rst out in copies of the package, and tell which the tests notice
 # make screenshot take the picture of the demo, docs/demo.png
 # make servers    install the servers that the tests need and that are missing
 # make constraints write constraints.txt and constraints-oldest.txt anew, as of today; on Python 3.11
@@ -42,7 +43,7 @@ export PYTHONDONTWRITEBYTECODE :=
 constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
 PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
 
-.PHONY: demo test lint docs tables package bench fuzz chaos simulate simulate-faults screenshot servers constraints clean
+.PHONY: demo test lint docs tables package bench fuzz chaos simulate simulate-faults mutants screenshot servers constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
@@ -76,6 +77,9 @@ simulate: $(VENV)/developer
 
 simulate-faults: $(VENV)/developer
 	$(BIN)/python -m tests.simulation.faults $(ARGS)
+
+mutants: $(VENV)/developer servers
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # The tests have no checkout around them: what the sdist or the wheel lacks is missing.
 package: $(VENV)/developer
