@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..errors import StorageUnavailable
+from ..errors import StorageRefused, StorageUnavailable
 from ..storage import Immediate, Outcome, Record, Sharded, Storage, Write, timed_out
 from .deadlines import Deadlines
 from .flushing import TURNS, FlushSchedule, RunningBatches
@@ -394,7 +394,7 @@ def _own(error: Exception) -> Exception:
     """Return an error for one waiter alone, as raising it adds a traceback."""
     if not isinstance(error, StorageUnavailable):
         return error
-    own = StorageUnavailable(*error.args)
+    own = (StorageRefused if isinstance(error, StorageRefused) else StorageUnavailable)(*error.args)
     own.__cause__ = error.__cause__
     return own
 

@@ -52,7 +52,8 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         if visit.is_loading:
             await _another_task(visit)
         elif visit.failure is not None:  # one budget for loading, however often it is asked for
-            raise StorageUnavailable(*visit.failure.args) from visit.failure
+            kind = StorageRefused if isinstance(visit.failure, StorageRefused) else StorageUnavailable
+            raise kind(*visit.failure.args) from visit.failure
         else:
             visit.is_loading = True
             try:
