@@ -31,8 +31,11 @@ class Place(NamedTuple):
     host: str
     port: int
     protocol: str
+    is_tls: bool = False
     context: ssl.SSLContext | None = None
-    """How TLS is spoken, if it is wanted."""
+    """How TLS is spoken, if that is known here."""
+    hello: bytes = b""
+    """What the server answers, if that is not a line of text."""
 
 
 async def refused_by_another(storage: Storage, attempt: Awaitable[None], place: Place | None) -> None:
@@ -63,10 +66,10 @@ def _is_outage(error: BaseException | None) -> bool:
 async def _advice(place: Place, within: float) -> str | None:
     where = f"{place.host}:{place.port}"
     spoken = await _spoken(place, within / 3)
-    if place.context is not None and spoken == place.protocol:
+    if place.is_tls and spoken == place.protocol:
         return f"{where} does not speak TLS; check the port, or leave TLS out of the URL"
-    if place.context is None and spoken == "TLS":
-        return f"{where} demands TLS; write tls=true (rediss:// for redis://)"
+    if not place.is_tls and spoken == "TLS":
+        return f"{where} demands TLS; write tls=true"
     if spoken == "TLS" and place.context is not None:
         return await _complaint(place, within / 3)
     if spoken in {None, "TLS", place.protocol}:
@@ -76,6 +79,21 @@ async def _advice(place: Place, within: float) -> str | None:
 
 async def _spoken(place: Place, within: float) -> str | None:
     """Say a few words, and return the name of the language of the reply; `None` if there is none."""
+    reply = await _reply(place, b"PING\r\n", within / 2)
+    if not reply and place.hello and await _reply(place, place.hello, within / 2):
+        return place.protocol
+    if reply[1:5] == _MYSQL:
+        return "MySQL's protocol"
+    for begin, name in _REPLIES.items():
+        if reply.startswith(begin):
+            return name
+    if reply:
+        return "another protocol"
+    return "TLS" if await _speaks_tls(place, within) else None
+
+
+async def _reply(place: Place, words: bytes, within: float) -> bytes:
+    """Return the begin of what is answered to these words, or of what is said before them."""
     reply = b""
     with contextlib.suppress(OSError, EOFError):
         async with asyncio.timeout(within):
@@ -85,18 +103,11 @@ async def _spoken(place: Place, within: float) -> str | None:
                     async with asyncio.timeout(within / 4):
                         reply = await reader.read(100)  # whoever speaks first
                 if not reply:
-                    writer.write(b"PING\r\n")
+                    writer.write(words)
                     reply = await reader.read(100)
             finally:
                 writer.transport.abort()
-    if reply[1:5] == _MYSQL:
-        return "MySQL's protocol"
-    for begin, name in _REPLIES.items():
-        if reply.startswith(begin):
-            return name
-    if reply:
-        return "another protocol"
-    return "TLS" if await _speaks_tls(place, within) else None
+    return reply
 
 
 async def _speaks_tls(place: Place, within: float) -> bool:

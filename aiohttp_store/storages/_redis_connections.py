@@ -85,7 +85,11 @@ class Connections:
     def place(self) -> Place | None:
         """Where a server should listen; `None` for a socket's path."""
         host = self.settings.get("host")
-        return None if host is None else Place(host, self.settings["port"], PROTOCOL, self.context)
+        return (
+            None
+            if host is None
+            else Place(host, self.settings["port"], PROTOCOL, self.context is not None, self.context)
+        )
 
     @property
     def is_open(self) -> bool:

@@ -64,7 +64,7 @@ class SentinelConnections(Connections):
     @property
     def place(self) -> Place | None:
         name, port = self._addresses[0]
-        return Place(name, port or 26379, PROTOCOL, self.context)
+        return Place(name, port or 26379, PROTOCOL, self.context is not None, self.context)
 
     def __str__(self) -> str:
         sentinels = ",".join(f"{name}:{port}" for name, port in self._addresses)

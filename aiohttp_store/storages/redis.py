@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import ssl
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis, SSLConnection
@@ -236,5 +235,6 @@ def _place_of(client: Redis) -> Place | None:
     host = pool.connection_kwargs.get("host")
     if host is None:
         return None
-    context = ssl.create_default_context() if issubclass(pool.connection_class, SSLConnection) else None
-    return Place(host, pool.connection_kwargs.get("port", 6379), PROTOCOL, context)
+    return Place(
+        host, pool.connection_kwargs.get("port", 6379), PROTOCOL, issubclass(pool.connection_class, SSLConnection)
+    )

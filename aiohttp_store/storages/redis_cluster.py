@@ -98,8 +98,8 @@ class RedisClusterStorage(Sharded):
 
     async def check(self) -> None:
         """Learn the layout; then write, read and remove a record at each node that serves keys."""
-        name, port = self._seeds[0]
-        await refused_by_another(self, self._try(), Place(name, port, PROTOCOL, self._context))
+        place = Place(*self._seeds[0], PROTOCOL, self._context is not None, self._context)
+        await refused_by_another(self, self._try(), place)
 
     async def _try(self) -> None:
         async with self.answering(RedisError):
