@@ -37,10 +37,13 @@ _REFUSALS = {
         "check the user's rights (ACL): GET, SET, DEL, MGET, EVAL and EVALSHA, on every key that begins with prefix=; "
         "also ROLE with sentinels, CLUSTER and ASKING in a cluster"
     ),
-    r"DB index|Invalid Database": "check the number of the database: the server has as many as its `databases` says",
+    r"DB index|Invalid Database": (
+        "check the number of the database: the server has as many as its `databases` says, and a cluster has one "
+        "(redis+cluster://)"
+    ),
     r"cluster support disabled": "it is not a node of a cluster: use redis://",
     r"unknown command .?SENTINEL": "it is not a sentinel: name the sentinels (port 26379), or use redis://",
-    r"unknown (sub)?command|Unknown Redis command": (
+    r"(?i:unknown (redis |sub)?command)": (
         "it must know the commands GET, SET, DEL, MGET, EVAL and EVALSHA; a sentinel does not: use redis+sentinel://"
     ),
     r"^UnknownService": "check the name of the service in the URL's path; `SENTINEL MASTERS` lists them",

@@ -40,6 +40,8 @@ _HOPS = 5
 """How often a command may be sent: a moved slot, an unknown script and a lost connection cost one each."""
 _PARSER: Any = getattr(cluster, "ClusterParser", DefaultParser)
 """What knows a cluster's errors; before redis-py 6 that is not the parser of a single server's replies."""
+_KEYS_OF_A_CHECK = 500
+"""How many keys are drawn to find one of each node; a node with very few slots may be left out."""
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at the cluster's layout, however many calls fail."""
 
@@ -109,9 +111,8 @@ class RedisClusterStorage(Sharded):
                 raise self._unlearnt
             await asyncio.gather(*(info_of(node, node.connections.execute_command) for node in primaries))
         keys: dict[Storage, str] = {}
-        while len(keys) < len(primaries):
-            key = secrets.token_urlsafe(32)
-            keys[self.shard_of(key)] = key
+        for key in (secrets.token_urlsafe(32) for _ in range(_KEYS_OF_A_CHECK)):
+            keys.setdefault(self.shard_of(key), key)
         await self.save([Write(key, None, b"", CHECK_TTL) for key in keys.values()])
         await self.load([*keys.values()])
         await self.delete([*keys.values()])

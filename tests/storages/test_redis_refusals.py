@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,13 +286,44 @@ async def test_a_server_that_demands_a_certificate_of_the_client_is_said_to(
 ) -> None:
     with running(TLSForBoth(folder)) as server:
         url = f"rediss://127.0.0.1:{server.port}/0?tls_ca={folder}/ca.pem"
-        await refuses(serve, caplog, url, "CERTIFICATE_REQUIRED", "check the certificates")
+        await refuses(serve, caplog, url, "CERTIFICATE_REQUIRED", "; check ")
 
 
 async def test_a_server_that_does_not_speak_tls_is_said_not_to(
     server: Redis, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     await refuses(serve, caplog, f"rediss://127.0.0.1:{server.port}/0", "does not speak TLS")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ERR @user_script: 5: The user executing the script can't run this command or subcommand", "rights"),
+        ("ERR ACL failure in script: User u has no permissions to run the 'get' command", "rights"),
+        ("ERR @user_script: 16: -NOPERM this user has no permissions to run the 'set' command", "rights"),
+        ("ERR unknown command `EVALSHA`, with args beginning with: `secret`", "must know the commands"),
+        ("ERR Unknown command called from script script: f, on @user_script:16.", "must know the commands"),
+        ("ERR @user_script: 16: Unknown Redis command called from Lua script", "must know the commands"),
+        ("ERR invalid DB index", "number of the database"),
+        ("NOAUTH Authentication required.", "the user and the password"),
+        ("ERR invalid password", "the user and the password"),
+        ("ERR Client sent AUTH, but no password is set", "the user and the password"),
+        ("DENIED Redis is running in protected mode", "set a password"),
+        ("CROSSSLOT Keys in request don't hash to the same slot", "redis+cluster://"),
+        ("MOVED 1 127.0.0.1:1", "redis+cluster://"),
+    ],
+)
+async def test_the_words_of_other_versions_are_refusals_too(
+    error: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        serving(redis(lambda _: f"-{error}\r\n".encode())) as port,
+        opening(f"redis://127.0.0.1:{port}/0") as storage,
+    ):
+        (record,) = [record for record in caplog.records if record.name == "aiohttp_store"]
+        assert (record.levelname, "secret" in record.getMessage()) == ("ERROR", False)
+        with pytest.raises(StorageRefused, match=re.escape(said)):
+            await storage.load([new_key()])
 
 
 # Outages stay outages
