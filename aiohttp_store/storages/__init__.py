@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from ..errors import ConfigError
@@ -112,7 +111,7 @@ def imported(target: str, url: StorageURL) -> Any:
         if extra is None:
             raise
         package = "pymongo" if missing == "bson" else missing
-        if find_spec(missing) is not None:
+        if error.name != missing or not isinstance(error, ModuleNotFoundError):  # it is there, and lacks a part
             raise ConfigError(
                 f"{url.scheme}:// needs {package!r}, and the {missing!r} that is installed is another's, or broken "
                 f"({error}): pip uninstall {missing}, then pip install --force-reinstall {package}"
