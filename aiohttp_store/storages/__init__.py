@@ -100,17 +100,24 @@ def imported(target: str, url: StorageURL) -> Any:
     """Give the `"module:name"` that serves a URL.
 
     Raises:
-        ConfigError: the driver is not installed.
+        ConfigError: the driver is not installed, or another package has taken its place.
     """
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = _EXTRAS.get(missing)
         if extra is None:
             raise
+        package = "pymongo" if missing == "bson" else missing
+        if error.name != missing or not isinstance(error, ModuleNotFoundError):  # it is there, and lacks a part
+            raise ConfigError(
+                f"{url.scheme}:// needs {package!r}, and the {missing!r} that is installed is another's, or broken "
+                f"({error}): pip uninstall {missing}, then pip install --force-reinstall {package}"
+            ) from error
         raise ConfigError(
-            f"{url.scheme}:// needs {error.name!r}, which comes with an extra: pip install 'aiohttp_store[{extra}]'"
+            f"{url.scheme}:// needs {package!r}, which comes with an extra: pip install 'aiohttp_store[{extra}]'"
         ) from error
 
 

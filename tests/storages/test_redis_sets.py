@@ -289,7 +289,7 @@ async def test_a_sentinel_that_is_late_does_not_lead_to_a_replica(tmp_path: Path
         with pytest.raises(StorageUnavailable, match="has the role 'slave', and not 'master'"):
             await storage.load([new_key()])
     async with opening(url.replace("service", "other")) as storage:
-        with pytest.raises(StorageUnavailable, match="No master found for 'other'"):
+        with pytest.raises(StorageUnavailable, match="no sentinel watches 'other'"):
             await storage.load([new_key()])
     async with opening(url.partition("?")[0]) as storage:
         with pytest.raises(StorageUnavailable, match="AuthenticationError") as caught:
