@@ -14,7 +14,7 @@ from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outco
 from ..url import Host, TLSOptions, identifier, positive
 from ._mysql_driver import LOCKED, OUTAGES, OUTDATED, GivenConnections, Result, error_code, execute
 from ._mysql_hosts import HostConnections
-from ._mysql_statements import BEGIN, OVERHEAD, Draft, Table, groups, packets
+from ._mysql_statements import OVERHEAD, Draft, Table, groups, packets, transaction
 from ._sweeping import SLICE, Sweeper, rest
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class MySQLStorage(Storage):
         self._table = Table(self.options.table)
         self._connections = pool if isinstance(pool, HostConnections) else GivenConnections(pool)
         self._packet = self._largest = 0
+        self._is_galera = False
         self._learned_from: Host | None = None
         self._sweeper = Sweeper(self.sweep)
 
@@ -184,16 +185,20 @@ class MySQLStorage(Storage):
         host = self._connections.host
         if self._packet and host == self._learned_from:
             return
-        ((packet, columns, largest, fitting),) = (await self._run(self._table.look()))[0].rows
+        ((packet, columns, largest, fitting),), galera = await self._look()
         if not int(columns):  # asked first, as CREATE wants its privilege also where the table exists
             if not self.options.create_table:
                 raise StorageUnavailable(f"{self!r} failed: the table is missing, and create_table=false")
             await self._run(self._table.create())
-            ((packet, columns, largest, fitting),) = (await self._run(self._table.look()))[0].rows
+            ((packet, columns, largest, fitting),), galera = await self._look()
         if not int(fitting):
             raise ConfigError(f"{self!r}: the table has another layout; name another with ?table=, or drop it")
         self._packet, self._largest = int(packet), min(int(largest), (int(packet) - 2 * OVERHEAD) // 2)
+        self._is_galera = bool(galera)
         self._learned_from = host
+
+    async def _look(self) -> list[Sequence[Any]]:
+        return [result.rows for result in await self._run(self._table.look())]
 
     async def _carry_out(self, drafts: Sequence[Draft]) -> set[str]:
         """Attempt these writes, and return the keys of those that were carried out."""
@@ -221,26 +226,26 @@ class MySQLStorage(Storage):
         """Carry the statements out, each packet of them as one transaction."""
         results: list[Result] = []
         for packet in packets(statements, self._packet):
-            results += (await self._run(f"{BEGIN}{''.join(packet)}COMMIT"))[2:-1]
+            results += (await self._run(*transaction(packet, in_one_packet=not self._is_galera)))[2:-1]
         return results
 
-    async def _run(self, sql: str) -> list[Result]:
-        """Carry statements out, once more over a lost connection."""
+    async def _run(self, *sql: str) -> list[Result]:
+        """Carry out the statements of each packet, once more over a lost connection."""
         try:
             return await retrying(
-                partial(self._attempt, sql), lambda error: error_code(error) in self._connections.leaving
+                partial(self._attempt, *sql), lambda error: error_code(error) in self._connections.leaving
             )
         except Exception as error:
             if error_code(error) in OUTDATED:
                 self._packet = 0
             raise
 
-    async def _attempt(self, sql: str) -> list[Result]:
-        """Send statements until others no longer hold the rows."""
+    async def _attempt(self, *sql: str) -> list[Result]:
+        """Send packets, from the first again until others no longer hold the rows."""
         while True:
             try:
                 async with self._connections.lend() as connection:
-                    return await execute(connection, sql)
+                    return await execute(connection, *sql)
             except Exception as error:
                 if error_code(error) not in LOCKED:
                     raise

@@ -240,6 +240,10 @@ class MariaDB(Server):
     path = "/sessions"
     login = "visitor:s%40crêt@"
 
+    @property
+    def account(self) -> str:
+        return self.user or getpass.getuser()
+
     def prepare(self) -> None:
         (self.folder / "init.sql").write_text(
             "CREATE DATABASE IF NOT EXISTS sessions;\n"
@@ -250,17 +254,18 @@ class MariaDB(Server):
         subprocess.run(
             [
                 program("mariadb-install-db", "mysql_install_db"),
-                *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"),
+                *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={self.account}"),
                 *("--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}"),
             ],
             check=True,
             capture_output=True,
+            user=self.user,
         )
 
     def command(self) -> list[str]:
         return [
             program("mariadbd", "mysqld"),
-            *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"),
+            *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={self.account}"),
             *(f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={self.folder / 'mysql.sock'}"),
             *(f"--init-file={self.folder / 'init.sql'}", "--character-set-server=utf8mb4"),
             *("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M", "--max-connections=300"),
