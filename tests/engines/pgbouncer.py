@@ -10,7 +10,7 @@ from aiohttp import DummyCookieJar, web
 
 from aiohttp_store import get_session
 
-from ..conftest import AiohttpClient, Serve, Servers
+from ..conftest import Serve, Servers
 from ..storages import test_postgresql_example as example
 from ..support.servers import PostgreSQL
 from .proxies import PgBouncer
@@ -32,9 +32,7 @@ class TestBehindPgBouncer(example.TestPostgreSQL):
         return "127.0.0.1", pgbouncer.port
 
 
-async def test_far_more_visitors_than_connections_are_all_served(
-    pgbouncer: PgBouncer, serve: Serve, aiohttp_client: AiohttpClient
-) -> None:
+async def test_far_more_visitors_than_connections_are_all_served(pgbouncer: PgBouncer, serve: Serve) -> None:
     async def visits(request: web.Request) -> web.Response:
         session = await get_session(request)
         session["visits"] = session.get("visits", 0) + 1
