@@ -35,6 +35,7 @@ __all__ = [
 OUTAGES = (aiomysql.MySQLError, AssertionError, RuntimeError)
 _CONNECTION_KILLED, _IDLE_TOO_LONG = 1927, 4031  # PyMySQL has no names for MariaDB's and MySQL 8's
 _READ_ONLY_MODE = 1836  # nor for this one
+_LOST_TO_ANOTHER_PRIMARY = 3101  # nor for MySQL's group replication, where several are written
 LOST = {
     *(CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, ER.SERVER_SHUTDOWN, _CONNECTION_KILLED, _IDLE_TOO_LONG),
     # A Galera node that is cut off from its cluster, or still catches up with it, calls every command unknown. Behind a
@@ -43,7 +44,7 @@ LOST = {
 }
 UNREACHABLE = {CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_HANDSHAKE_ERR}
 NOT_WRITABLE = {ER.OPTION_PREVENTS_STATEMENT, ER.OPEN_AS_READONLY, _READ_ONLY_MODE}
-LOCKED = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT}
+LOCKED = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, _LOST_TO_ANOTHER_PRIMARY}
 OUTDATED = {ER.NO_SUCH_TABLE, ER.NET_PACKET_TOO_LARGE}
 """The errors that show that the table or the server's limits have changed."""
 

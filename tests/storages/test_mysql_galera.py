@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 import secrets
+import struct
 from collections.abc import AsyncIterator, Iterator
 
 import aiomysql  # type: ignore[import-untyped]
@@ -20,11 +21,41 @@ from aiohttp_store.storages.mysql import MySQLOptions, MySQLStorage
 
 from ..conftest import PATIENCE, Serve, Servers, opening
 from ..support.galera import GaleraNode
-from ..support.one_key import create, data_of, new_key
+from ..support.one_key import create, data_of, new_key, save
 from ..support.proxy import Proxy
 
 COMMIT = b"\x07\0\0\0\x03COMMIT"
 """A packet of the protocol: its length, its number, the command to run statements, and nothing but this one."""
+
+
+ROLLBACK = b"\x09\0\0\0\x03ROLLBACK"
+
+
+class Aborting(Proxy):
+    """Rolls a transaction back where it was to commit, and says why, as if a write on another node had come first."""
+
+    def __init__(self, url: str, code: int) -> None:
+        super().__init__(url)
+        self.error = b"\xff" + struct.pack("<H", code) + b"#40001the transaction was undone"
+        self.aborts = 0
+        self._aborting = False
+
+    async def _pass_requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event
+    ) -> None:
+        while request := await reader.read(1 << 20):
+            if request == COMMIT and self.aborts:
+                self.aborts -= 1
+                self._aborting, request = True, ROLLBACK
+            writer.write(request)
+
+    async def _pass_answers(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event
+    ) -> None:
+        while answer := await reader.read(1 << 20):
+            if self._aborting:
+                self._aborting, answer = False, struct.pack("<I", len(self.error))[:3] + b"\1" + self.error
+            writer.write(answer)
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +95,50 @@ async def write_in_all_ways(storage: MySQLStorage) -> None:
     assert [await data_of(storage, key) for key in keys] == [None, None, b"more", b"more", None, None]
 
 
+@contextlib.asynccontextmanager
+async def storage_on(proxy: Proxy, table: str, *, given: bool) -> AsyncIterator[MySQLStorage]:
+    """Open a storage, on a pool of the application's own or on that of its URL."""
+    if not given:
+        async with opening(f"{proxy.url}?table={table}") as opened:
+            assert isinstance(opened, MySQLStorage)
+            yield opened
+        return
+    async with aiomysql.create_pool(
+        host="127.0.0.1", port=proxy.port, user="visitor", password="s@crêt".encode().decode("latin-1"),
+        db="sessions", autocommit=True, minsize=0,
+    ) as pool:  # fmt: skip
+        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
+        await storage.open()
+        yield storage
+        await storage.close()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["url", "given pool"])
 async def test_each_statement_and_the_commit_are_a_packet_of_their_own_on_a_galera_node(
-    node: GaleraNode, table: str
+    node: GaleraNode, table: str, given: bool
 ) -> None:
     """Inside a packet, a transaction that another node's write has aborted would be answered with OK."""
-    async with Proxy(node.url) as proxy, opening(f"{proxy.url}?table={table}") as storage:
-        assert isinstance(storage, MySQLStorage)
+    async with Proxy(node.url) as proxy, storage_on(proxy, table, given=given) as storage:
         proxy.requests.clear()
         await write_in_all_ways(storage)
         assert [one for one in proxy.requests if re.search(rb"COMMIT\b", one) and one != COMMIT] == []
         assert proxy.requests.count(COMMIT) == 3
         for request in proxy.requests:
             assert len(re.findall(rb"(INSERT INTO|UPDATE|DELETE FROM|FROM) `", request)) <= 1, request
+
+
+@pytest.mark.parametrize("code", [1205, 1213, 3101])
+async def test_a_transaction_that_loses_when_it_commits_is_sent_again(node: GaleraNode, table: str, code: int) -> None:
+    async with Aborting(node.url, code) as proxy, opening(f"{proxy.url}?table={table}&pool_size=1") as storage:
+        proxy.aborts = 2
+        version = await create(storage, key := new_key())
+        proxy.aborts = 1
+        assert isinstance(await save(storage, key, b"more", version), Saved)
+        assert await data_of(storage, key) == b"more"
+        proxy.aborts = 1
+        await storage.delete([key])
+        assert await data_of(storage, key) is None
+        assert proxy.aborts == 0
 
 
 async def test_elsewhere_a_batch_is_one_packet(servers: Servers, table: str) -> None:
@@ -99,24 +162,6 @@ async def test_several_hosts_are_asked_whether_they_are_writable_and_the_commit_
             await create(storage, new_key())
             assert first.requests[-1] == COMMIT
             assert b"@writable" in first.requests[-2]
-
-
-@contextlib.asynccontextmanager
-async def storage_on(proxy: Proxy, table: str, *, given: bool) -> AsyncIterator[MySQLStorage]:
-    """Open a storage, on a pool of the application's own or on that of its URL."""
-    if not given:
-        async with opening(f"{proxy.url}?table={table}") as opened:
-            assert isinstance(opened, MySQLStorage)
-            yield opened
-        return
-    async with aiomysql.create_pool(
-        host="127.0.0.1", port=proxy.port, user="visitor", password="s@crêt".encode().decode("latin-1"),
-        db="sessions", autocommit=True, minsize=0,
-    ) as pool:  # fmt: skip
-        storage = MySQLStorage(pool, MySQLOptions(table=table, timeout=PATIENCE))
-        await storage.open()
-        yield storage
-        await storage.close()
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["url", "given pool"])
