@@ -38,7 +38,7 @@ class Engine(NamedTuple):
 def redis(package: str, program: str, version: str, lacks: str = "") -> Engine:
     """Make an engine of a Redis or Valkey, whose build has no TLS, and which may lack what another test is about."""
     suites = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/storages").glob("test_redis*.py"))]
-    only = "redis and not tls" + f" and not {lacks}" * bool(lacks)
+    only = "redis and not tls and not certificate" + f" and not {lacks}" * bool(lacks)
     return Engine([*suites, "tests/storages/test_storages.py"], package, [program], ["redis-server"], version, only)
 
 
