@@ -167,7 +167,7 @@ class MySQLStorage(Storage):
             while int(elected):
                 began = loop.time()
                 async with self.answering(*OUTAGES):
-                    swept = (await execute(connection, self._table.sweep(SLICE)))[-1].changed
+                    swept = await self._sweep_slice(connection)
                 total += swept
                 if swept < SLICE or self._connections.are_all_lent:
                     break
@@ -175,6 +175,16 @@ class MySQLStorage(Storage):
             async with self.answering(*OUTAGES):
                 await execute(connection, f"DO RELEASE_LOCK({lock})")
         return total
+
+    async def _sweep_slice(self, connection: Any) -> int:
+        """Delete a few rows; again where the sweep of another Galera node, which has a lock of its own, came first."""
+        while True:
+            try:
+                return (await execute(connection, self._table.sweep(SLICE)))[-1].changed
+            except Exception as error:
+                if error_code(error) not in LOCKED:
+                    raise
+            await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311  (jitter)
 
     async def close(self) -> None:
         await self._sweeper.stop()
