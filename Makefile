@@ -1,5 +1,6 @@
 # make demo       serve the example app, on URL=sqlite:///demo.db or the one given
 # make test       run every test on real servers, with branch coverage, in WORKERS=5 processes with servers of their own
+# make test-engines run the suites on other servers: Valkey, Redis 8 and 6, PostgreSQL 18, PgBouncer, Galera, HAProxy
 # make lint       ruff, ruff format, mypy --strict
 # make docs       build the documents into docs/_build/html
 # make tables     write the tables of the documents that are made from the code
@@ -43,13 +44,19 @@ export PYTHONDONTWRITEBYTECODE :=
 constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
 PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
 
-.PHONY: demo test lint docs tables package bench fuzz chaos simulate simulate-faults mutants screenshot servers constraints clean
+.PHONY: demo test test-engines lint docs tables package bench fuzz chaos simulate simulate-faults mutants screenshot \
+	servers constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
 
 test: $(VENV)/developer servers
 	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+# Their packages are in an environment of their own, which holds nothing else: only their programs are used.
+test-engines: $(VENV)/developer .venv-engines/installed servers
+	sh tests/install-servers engines
+	$(BIN)/python -m tests.engines --packages .venv-engines/lib/python3*/site-packages --workers $(WORKERS) $(ARGS)
 
 lint: $(VENV)/developer
 	$(BIN)/ruff check .
@@ -119,6 +126,12 @@ $(VENV)/developer: $(VENV)/installed requirements-dev.txt requirements-dev-alone
 	$(PIP) install --quiet --no-deps --requirement requirements-dev-alone.txt
 	touch $@
 
+.venv-engines/installed: constraints-engines.txt
+	rm -rf .venv-engines
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --no-deps --requirement constraints-engines.txt
+	touch $@
+
 # An environment of its own, so that the developer's stays clean; the contenders are the newest, and without npm those on
 # Node are left out.
 .venv-bench/installed: setup.py constraints.txt benchmarks/requirements.txt benchmarks/package.json
@@ -129,7 +142,7 @@ $(VENV)/developer: $(VENV)/installed requirements-dev.txt requirements-dev-alone
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest .venv-oldest .venv-bench
+	rm -rf .venv .venv-latest .venv-oldest .venv-bench .venv-engines
 	rm -rf benchmarks/node_modules benchmarks/package-lock.json benchmarks/results.json
 	rm -rf docs/_build build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.db*
 	find . -name __pycache__ -prune -exec rm -rf {} +
