@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from ._keywords import answering_constructor
 from .errors import ConfigError
 
 __all__ = [
@@ -54,6 +55,7 @@ _DOMAIN = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([
 _ID = "[A-Za-z0-9_-]{43}"
 
 
+@answering_constructor("Cookie(name=…, path=…)")
 @dataclass(frozen=True, kw_only=True)
 class Cookie:
     """How the browser keeps the session's cookie (RFC 6265bis).

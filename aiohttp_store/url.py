@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
+from ._foreign_words import parameter
+from ._keywords import nearest
 from .errors import ConfigError
 
 __all__ = ["Host", "StorageURL", "TLSOptions", "identifier", "is_secret", "nearest", "positive"]
@@ -131,12 +133,30 @@ class StorageURL:
         values: dict[str, Any] = {}
         for name, text in self.query:
             if name not in names:
-                known = ", ".join(sorted(names))
-                raise ConfigError(f"{self.scheme}:// has no parameter {name!r}{nearest(name, names)}; it knows {known}")
+                raise self.unknown_parameter(name, names)
             if name in values:
                 raise ConfigError(f"the parameter {name!r} is given twice in {self}")
             values[name] = _convert(name, text, hints[name])
         return declared(**values)
+
+    def unknown_parameter(
+        self, name: str, known: typing.Sequence[str], others: typing.Iterable[str] = ()
+    ) -> ConfigError:
+        """Return the error that says that there is no such parameter, and what to write instead.
+
+        Args:
+            name: of the parameter.
+            known: those of this storage.
+            others: those of its driver, which may be meant as well and are too many to be listed.
+        """
+        listed = ", ".join(sorted(known, key=lambda one: (one.startswith("migrate"), one)))
+        listed = f"its own are {listed}, and all others are the driver's" if others else f"it knows {listed}"
+        is_misspelt = name.lower() in map(str.lower, (*known, *others))
+        way = "" if is_misspelt else parameter(name, known)
+        return ConfigError(
+            f"{self.scheme}:// has no parameter {name!r}"
+            + (f"; {way}" if way else f"{nearest(name, (*known, *others))}; {listed}")
+        )
 
     def __str__(self) -> str:
         login = quote(self.user or "", safe="")
@@ -188,15 +208,6 @@ class TLSOptions:
 def is_secret(name: str) -> bool:
     """Whether the value of this parameter must not be shown."""
     return any(word in name.lower() for word in ("password", "secret", "token", "authmechanismproperties"))
-
-
-def nearest(name: str, known: typing.Iterable[str], shown: str = "{!r}") -> str:
-    """Return `; did you mean 'this'?`, or nothing if no known name is like it, in upper or lower case."""
-    import difflib  # noqa: PLC0415  (only where there is an error to tell)
-
-    spelled = {one.lower(): one for one in known}
-    found = difflib.get_close_matches(name.lower(), spelled, 1)
-    return f"; did you mean {shown.format(spelled[found[0]])}?" if found else ""
 
 
 def positive(name: str, value: float) -> None:

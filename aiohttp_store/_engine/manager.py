@@ -41,11 +41,12 @@ class Options(TypedDict, total=False):
     """Seconds or `timedelta` of disuse after which a session ends, up to a twentieth early; a day by default."""
     lifetime: Duration | None
     """Seconds or `timedelta` after which a session ends, however busy it is; `None`, the default, sets no bound."""
-    on_conflict: OnConflict
+    on_conflict: OnConflict | None
     """What to do if another request has changed the session since it was loaded.
 
-    `"merge"`, the default, merges both changes key by key; `"overwrite"` lets the last one win; `"raise"` raises
-    `SessionConflict`, which becomes a 409. Under `cookie://` only `"overwrite"` is possible, and the default.
+    `"merge"` merges both changes key by key; `"overwrite"` lets the last one win; `"raise"` raises `SessionConflict`,
+    which becomes a 409. `None`, the default, is `"merge"`, and under `cookie://`, where nothing else is possible,
+    `"overwrite"`.
     """
     codec: Codec | None
     """Anything with `dumps` and `loads`; JSON by default."""

@@ -5,31 +5,48 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from typing import Any, Unpack
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from .._engine.lifetimes import IDLE_TIMEOUT
 from .._engine.manager import Options, StorageSessionManager
 from .._engine.state import SessionManager
+from .._engine.writing import OnConflict
+from .._keywords import answering_keywords
 from .._log import log_once, logger
 from .._takeover.legacy import LegacySource
 from .._takeover.takeover import SessionTakeover
+from ..codec import Codec
+from ..cookie import Cookie, Secret
 from ..errors import ConfigError
+from ..session import Duration
 from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
 from .middleware import middleware_of, saving_before_headers
 from .request_state import MANAGER
+from .wrong_arguments import checked_app, no_storage
 
 __all__ = ["apps_below", "get_storage", "is_foreign", "session_middleware", "setup"]
 
+_DEFAULTS: dict[str, object] = {"idle_timeout": IDLE_TIMEOUT}
+"""What a setting has if it is not given; `None` for the others."""
 
+
+@answering_keywords("setup(app, storage, secret=…)")
 def setup(
     app: web.Application,
     storage: Storage | str = "memory://",
-    **options: Unpack[Options],
+    *,
+    secret: Secret | None = None,
+    cookie: Cookie | None = None,
+    idle_timeout: Duration = IDLE_TIMEOUT,
+    lifetime: Duration | None = None,
+    on_conflict: OnConflict | None = None,
+    codec: Codec | None = None,
 ) -> None:
     """Give every request of `app` a session, kept in `storage`, a `Storage` or its URL.
 
@@ -38,14 +55,30 @@ def setup(
     Args:
         app: the application; its sub-apps share the sessions unless they have their own `setup`.
         storage: as `"redis://localhost:6379/0"`.
-        **options: `secret`, `cookie`, `idle_timeout`, `lifetime`, `on_conflict` and `codec`, see `Options`.
+        secret: signs the cookie, see `Options`, as for all that follows.
+        cookie: how the browser keeps the id; `None` is a `Cookie()`.
+        idle_timeout: of disuse, after which a session ends.
+        lifetime: after which a session ends, however busy it is.
+        on_conflict: what to do if another request has changed the session; `None` merges.
+        codec: anything with `dumps` and `loads`; `None` is JSON.
 
     Raises:
-        ConfigError: a setting that cannot work, or a second `setup` of one app.
+        ConfigError: a setting that cannot work or is not known, or a second `setup` of one app.
     """
+    app = checked_app("setup", app)
     if MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
-    manager = _manager(storage, options)
+    manager = _manager(
+        storage,
+        Options(
+            secret=secret,
+            cookie=cookie,
+            idle_timeout=idle_timeout,
+            lifetime=lifetime,
+            on_conflict=on_conflict,
+            codec=codec,
+        ),
+    )
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         _refuse_same_cookie_below(app, manager)
@@ -60,9 +93,16 @@ def setup(
     app.cleanup_ctx.append(run)
 
 
+@answering_keywords("app.middlewares.append(session_middleware(storage, secret=…))")
 def session_middleware(
     storage: Storage | str = "memory://",
-    **options: Unpack[Options],
+    *,
+    secret: Secret | None = None,
+    cookie: Cookie | None = None,
+    idle_timeout: Duration = IDLE_TIMEOUT,
+    lifetime: Duration | None = None,
+    on_conflict: OnConflict | None = None,
+    codec: Codec | None = None,
 ) -> Middleware:
     """Make the middleware alone; see `setup` for the keywords, and prefer `setup`.
 
@@ -70,9 +110,21 @@ def session_middleware(
     response that the handler prepares itself (a `RuntimeError` then names `setup`).
 
     Raises:
-        ConfigError: a setting that cannot work.
+        ConfigError: a setting that cannot work or is not known.
     """
-    return middleware_of(_manager(storage, options))
+    return middleware_of(
+        _manager(
+            storage,
+            Options(
+                secret=secret,
+                cookie=cookie,
+                idle_timeout=idle_timeout,
+                lifetime=lifetime,
+                on_conflict=on_conflict,
+                codec=codec,
+            ),
+        )
+    )
 
 
 def get_storage(app: web.Application) -> Storage:
@@ -80,8 +132,9 @@ def get_storage(app: web.Application) -> Storage:
 
     Raises:
         RuntimeError: this app has no `setup` of its own, or one with `cookie://`, which is no storage.
+        ConfigError: what was given is no app.
     """
-    manager = app.get(MANAGER)
+    manager = checked_app("get_storage", app).get(MANAGER)
     if not isinstance(manager, StorageSessionManager):
         raise RuntimeError(  # noqa: TRY004
             "this app has no session storage; call aiohttp_store.setup(app, storage) first, with another than cookie://"
@@ -91,15 +144,18 @@ def get_storage(app: web.Application) -> Storage:
 
 def is_foreign(storage: object) -> bool:
     """Tell whether a storage was written for aiohttp-session."""
-    return hasattr(storage, "load_session") and hasattr(storage, "save_session")
+    kind = storage.__class__  # a client of MongoDB has whatever attribute it is asked for
+    return hasattr(kind, "load_session") and hasattr(kind, "save_session")
 
 
 def _manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
+    # Each manager has defaults of its own, and one has no settings at all.
+    given = {name: value for name, value in options.items() if value is not _DEFAULTS.get(name)}
     if is_foreign(storage):
         from ..compat.adapter import AiohttpSessionAdapter  # noqa: PLC0415  (imported only where it is used)
 
-        return AiohttpSessionAdapter(storage, options)
-    manager = _own_manager(storage, options)
+        return AiohttpSessionAdapter(storage, given)
+    manager = _own_manager(storage, given)
     stand_in = sys.modules.get("aiohttp_session")
     if stand_in is not None and stand_in is sys.modules.get("aiohttp_store.compat"):
         from ..compat.adapter import make_session  # noqa: PLC0415  (likewise)
@@ -108,7 +164,7 @@ def _manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
     return manager  # type: ignore[no-any-return]
 
 
-def _own_manager(storage: Storage | str, options: Options) -> Any:
+def _own_manager(storage: Storage | str, options: dict[str, Any]) -> Any:
     if isinstance(storage, str):
         url = StorageURL.parse(storage)
         if url.scheme == "cookie":
@@ -116,7 +172,7 @@ def _own_manager(storage: Storage | str, options: Options) -> Any:
             return cookie_manager(url, **options)
         storage = storage_from_url(storage)
     if not isinstance(storage, Storage):
-        raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")
+        raise no_storage(storage)
     manager = StorageSessionManager(storage, **options)
     if isinstance(storage, LegacySource) and storage.legacy is not None:
         manager.take_over(SessionTakeover(manager, storage, storage.legacy))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Collection, Coroutine, MutableMapping
 from typing import Any, TypeVar, cast
 
 from aiohttp import hdrs, web
 
 from .. import compat
-from .._engine.manager import Options
 from .._engine.state import SessionState
 from .._lifecycle.request_state import RequestState
 from .._log import log_throttled, logger
@@ -34,7 +33,7 @@ class AiohttpSessionAdapter:
 
     keeps_in_cookie = False
 
-    def __init__(self, storage: Any, options: Options) -> None:
+    def __init__(self, storage: Any, options: Collection[str]) -> None:
         if options:
             raise ConfigError(
                 f"setup() takes no {', '.join(options)} with a {type(storage).__name__}: storages written for "

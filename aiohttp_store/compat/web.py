@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 from .. import compat
 from .._lifecycle import app_setup, middleware
 from .._lifecycle.request_state import REQUEST_STATE
+from .._lifecycle.wrong_arguments import no_session
 from ..session import Session as OurSession
 from ..storage import Storage
 from .adapter import adopted, put
@@ -99,5 +100,5 @@ def _checked(storage: Any) -> Any:
 def _storage(request: web.Request) -> Any:
     storage = request.get(compat.STORAGE_KEY)
     if storage is None:
-        raise middleware.no_setup()
+        raise no_session("get_session", request)
     return storage

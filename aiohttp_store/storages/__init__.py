@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from .._foreign_words import answer
 from ..errors import ConfigError
 from ..storage import Storage
 from ..url import StorageURL, nearest
@@ -92,7 +93,9 @@ def _from_installed(scheme: str) -> Any:
     if scheme not in offered:
         known = sorted({*SCHEMES, *offered})
         names = ", ".join(f"{name}://" for name in known)
-        raise ConfigError(f"unknown storage '{scheme}://'{nearest(scheme, known, repr('{}://'))}; known are {names}")
+        way = answer(scheme, "scheme")
+        meant = f"; {way}" if way else f"{nearest(scheme, known, repr('{}://'))}; known are {names}"
+        raise ConfigError(f"unknown storage '{scheme}://'{meant}")
     return offered[scheme].load()
 
 
@@ -123,6 +126,12 @@ async def open_storage(url: str) -> AsyncIterator[Storage]:
     Raises:
         ConfigError: the scheme or a parameter is unknown, or the driver is not installed.
     """
+    if not isinstance(url, str):
+        kind = type(url)
+        raise ConfigError(
+            f"open_storage() takes a URL such as 'redis://localhost:6379/0', and was given an object of type "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
     storage = storage_from_url(url)
     await storage.open()
     try:
