@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import cache
 from typing import Literal, NamedTuple
 
 __all__ = ["ROWS", "Row", "answer", "parameter"]
@@ -210,8 +211,8 @@ ROWS = (
     Row("commit persistnow write store flushchanges", attribute="await session.save() stores it now"),
     Row("refresh load reread rollback revert", attribute="await session.reload() reads it again"),
     Row(
-        "modified ismodified setmodified dirty isdirty ischanged markmodified touch accessed shouldsave "
-        "shouldsetcookie",
+        "modified ismodified setmodified dirty isdirty ischanged changed setchanged markmodified touch accessed "
+        "shouldsave shouldsetcookie",
         attribute="changes are seen, also in nested lists and dicts; session.changed() forces a save",
     ),
     Row("isnew", attribute="session.new is True if this request began it"),
@@ -296,4 +297,13 @@ def _rows_of(word: str) -> list[Row]:
     plain = word.lower().replace("_", "").replace("-", "")
     bare = plain.removeprefix("session")
     spellings = dict.fromkeys((plain, bare, bare.removeprefix("cookie")))
-    return [row for spelling in spellings for row in ROWS if spelling in row.words.split()]
+    return [row for spelling in spellings for row in _by_word().get(spelling, ())]
+
+
+@cache
+def _by_word() -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {}
+    for row in ROWS:
+        for word in row.words.split():
+            rows.setdefault(word, []).append(row)
+    return rows

@@ -1,27 +1,27 @@
-"""Names that nobody knows: the nearest one that is known, and functions that answer a wrong keyword with ours."""
+"""Names that nobody knows, keywords and attributes: the nearest one that is known, or what the table has for it."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from ._foreign_words import answer
 from .errors import ConfigError
 
-__all__ = ["answering_constructor", "answering_keywords", "nearest"]
+__all__ = ["answering_constructor", "answering_keywords", "attribute_error", "nearest"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def nearest(name: str, known: Iterable[str], shown: str = "{!r}") -> str:
+def nearest(name: str, known: Iterable[str], shown: str = "{!r}", cutoff: float = 0.6) -> str:
     """Return `; did you mean 'this'?`, or nothing if no known name is like it, in upper or lower case."""
     import difflib  # noqa: PLC0415  (only where there is an error to tell)
 
     spelled = {one.lower(): one for one in known}
-    found = difflib.get_close_matches(name.lower(), spelled, 1)
+    found = difflib.get_close_matches(name.lower(), spelled, 1, cutoff)
     return f"; did you mean {shown.format(spelled[found[0]])}?" if found else ""
 
 
@@ -64,6 +64,25 @@ def answering_constructor(example: str) -> Callable[[type[T]], type[T]]:
         return kind
 
     return decorate
+
+
+def attribute_error(session: object, name: str, *, is_set: bool) -> AttributeError:
+    """Return the error that says that a session has no such attribute, or none that can be set, and what to write."""
+    kind: Any = type(session)
+    return AttributeError(_on_attribute(kind, name, is_set), name=name, obj=session)
+
+
+@lru_cache(maxsize=512)  # templates ask for attributes before they ask for keys
+def _on_attribute(kind: type, name: str, is_set: bool) -> str:
+    own = getattr(kind, name, None)
+    way = answer(name, "attribute")
+    if own is not None:
+        use = f"session.{name}() is a method" if callable(own) else f"session.{name} can only be read"
+        return f"session.{name} cannot be set; {way or use}"
+    public = [one for one in dir(kind) if not one.startswith("_")]
+    key = f'session["{name}"] = …' if is_set else f'session["{name}"]'
+    meant = f"; {way}" if way else nearest(name, public, cutoff=0.75) or f"; its data are keys, such as {key}"
+    return f"a session has no attribute {name!r}{meant}"
 
 
 def _unknown(called: str, word: str, known: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ from .middleware import middleware_of, saving_before_headers
 from .request_state import MANAGER
 from .wrong_arguments import checked_app, no_storage
 
-__all__ = ["apps_below", "get_storage", "is_foreign", "session_middleware", "setup"]
+__all__ = ["apps_below", "get_storage", "is_foreign", "session_manager", "session_middleware", "setup"]
 
 _DEFAULTS: dict[str, object] = {"idle_timeout": IDLE_TIMEOUT}
 """What a setting has if it is not given; `None` for the others."""
@@ -68,7 +68,7 @@ def setup(
     app = checked_app("setup", app)
     if MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
-    manager = _manager(
+    manager = session_manager(
         storage,
         Options(
             secret=secret,
@@ -113,7 +113,7 @@ def session_middleware(
         ConfigError: a setting that cannot work or is not known.
     """
     return middleware_of(
-        _manager(
+        session_manager(
             storage,
             Options(
                 secret=secret,
@@ -148,7 +148,12 @@ def is_foreign(storage: object) -> bool:
     return hasattr(kind, "load_session") and hasattr(kind, "save_session")
 
 
-def _manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
+def session_manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
+    """Return what keeps the sessions of an app, by its storage.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
     # Each manager has defaults of its own, and one has no settings at all.
     given = {name: value for name, value in options.items() if value is not _DEFAULTS.get(name)}
     if is_foreign(storage):

@@ -6,7 +6,7 @@ import re
 import time
 from abc import ABCMeta
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from .._engine.state import EXPOSED, NO_REQUEST, RequestLink, refuse
 from ..session import Duration, seconds
@@ -89,6 +89,8 @@ class Session(OurSession, metaclass=_AnySession):
     """
 
     _state: Kept  # type: ignore[assignment]
+    if not TYPE_CHECKING:
+        __setattr__ = object.__setattr__  # as theirs, on which middlewares leave objects for handlers
 
     def __init__(self, identity: Any, *, data: SessionData | None, new: bool, max_age: int | None = None) -> None:
         now = int(time.time())
@@ -214,6 +216,9 @@ def kept_of(session: Session) -> Kept:
 
 class StoredSession(OurSession):
     """One of our own sessions, with the names that users of aiohttp-session know besides."""
+
+    if not TYPE_CHECKING:
+        __setattr__ = object.__setattr__  # likewise
 
     @property
     def max_age(self) -> float | None:
