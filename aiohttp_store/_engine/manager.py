@@ -11,7 +11,7 @@ from aiohttp import web
 from .._log import log_throttled, logger
 from ..codec import Codec, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
 from ..cookie import Cookie, CookieReader, PresentedId, Secret
-from ..errors import ConfigError
+from ..errors import ConfigError, StorageRefused, StorageUnavailable
 from ..session import Duration, Session
 from ..storage import Record, Storage, Write
 from .access import Background, StorageAccess
@@ -123,6 +123,20 @@ class StorageSessionManager:
     async def open(self) -> None:
         """Open the storage, once."""
         await self.access.open()
+
+    async def check(self) -> None:
+        """See whether the storage serves; a server that does not answer may serve later.
+
+        Raises:
+            StorageRefused: it answers, and will not serve.
+        """
+        try:
+            async with self.access.budget():
+                await self.storage.check()
+        except StorageRefused:
+            raise
+        except StorageUnavailable as error:
+            logger.warning("not checked, as it does not answer: %s", error)
 
     async def close(self) -> None:
         """Finish the saves that are under way, then close the storage: within six of its `timeout`.

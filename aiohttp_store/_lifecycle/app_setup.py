@@ -47,6 +47,7 @@ def setup(
     lifetime: Duration | None = None,
     on_conflict: OnConflict | None = None,
     codec: Codec | None = None,
+    check: bool = False,
 ) -> None:
     """Give every request of `app` a session, kept in `storage`, a `Storage` or its URL.
 
@@ -61,11 +62,19 @@ def setup(
         lifetime: after which a session ends, however busy it is.
         on_conflict: what to do if another request has changed the session; `None` merges.
         codec: anything with `dumps` and `loads`; `None` is JSON.
+        check: the app does not start if the storage answers and refuses to serve (`StorageRefused`), for example
+            because of a wrong password. It starts without a server that is down. `cookie://` has nothing to check.
 
     Raises:
         ConfigError: a setting that cannot work or is not known, or a second `setup` of one app.
     """
     app = checked_app("setup", app)
+    if check not in (True, False):
+        raise ConfigError(f"check={check!r} must be True or False")
+    if check and is_foreign(storage):
+        raise ConfigError(
+            f"check=True cannot check a {type(storage).__name__}, written for aiohttp-session; leave it out"
+        )
     if MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
     manager = session_manager(
@@ -84,8 +93,12 @@ def setup(
         _refuse_same_cookie_below(app, manager)
         _warn_of_memory(manager)
         await manager.open()
-        yield
-        await manager.close()
+        try:
+            if check and isinstance(manager, StorageSessionManager):
+                await manager.check()
+            yield
+        finally:
+            await manager.close()
 
     app[MANAGER] = manager
     app.middlewares.insert(0, middleware_of(manager))
