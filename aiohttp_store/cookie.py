@@ -28,6 +28,7 @@ __all__ = [
     "derive_keys",
     "forbid_caching",
     "key_of_id",
+    "path_matches",
 ]
 
 MAX_AGE = 400 * 86_400
@@ -296,3 +297,8 @@ def forbid_caching(headers: CIMultiDict[str]) -> list[str]:
     shared = [directive for directive, name in zip(directives, names, strict=True) if name in ("public", "s-maxage")]
     headers[hdrs.CACHE_CONTROL] = ", ".join(["private", *(one for one in directives if one not in shared)])
     return shared
+
+
+def path_matches(path: str, cookie_path: str) -> bool:
+    """Whether browsers send a cookie of a path with a request for another (RFC 6265, section 5.1.4)."""
+    return path == cookie_path or path.startswith(cookie_path.rstrip("/") + "/")

@@ -26,11 +26,12 @@ from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
+from .cookie_clashes import refuse_clashes
 from .middleware import middleware_of, saving_before_headers
-from .request_state import MANAGER
+from .request_state import GIVEN, MANAGER
 from .wrong_arguments import checked_app, no_storage
 
-__all__ = ["apps_below", "get_storage", "is_foreign", "session_manager", "session_middleware", "setup"]
+__all__ = ["get_storage", "is_foreign", "session_manager", "session_middleware", "setup"]
 
 _DEFAULTS: dict[str, object] = {"idle_timeout": IDLE_TIMEOUT}
 """What a setting has if it is not given; `None` for the others."""
@@ -90,7 +91,7 @@ def setup(
     )
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        _refuse_same_cookie_below(app, manager)
+        refuse_clashes(app)
         _warn_of_memory(manager)
         await manager.open()
         try:
@@ -100,7 +101,7 @@ def setup(
         finally:
             await manager.close()
 
-    app[MANAGER] = manager
+    app[MANAGER], app[GIVEN] = manager, storage
     app.middlewares.insert(0, middleware_of(manager))
     app.on_response_prepare.append(saving_before_headers(manager))
     app.cleanup_ctx.append(run)
@@ -195,28 +196,6 @@ def _own_manager(storage: Storage | str, options: dict[str, Any]) -> Any:
     if isinstance(storage, LegacySource) and storage.legacy is not None:
         manager.take_over(SessionTakeover(manager, storage, storage.legacy))
     return manager
-
-
-def _refuse_same_cookie_below(app: web.Application, manager: SessionManager[Any]) -> None:
-    for below in apps_below(app):
-        other = below.get(MANAGER)
-        if other is None:
-            continue
-        mine, theirs = manager.cookie, other.cookie
-        # What is sealed in a cookie would be opened by both, whatever its path.
-        is_sealed = manager.keeps_in_cookie and other.keeps_in_cookie
-        if mine.name == theirs.name and (is_sealed or (mine.domain, mine.path) == (theirs.domain, theirs.path)):
-            raise ConfigError(
-                f"an app and its sub-app both keep sessions in the cookie {mine.name!r} of path {mine.path!r}; "
-                "give one of them cookie=Cookie(name=…), or leave out the sub-app's setup to share the session"
-            )
-
-
-def apps_below(app: web.Application) -> list[web.Application]:
-    below: list[web.Application] = []
-    for child in app._subapps:  # noqa: SLF001  (aiohttp has no other way)
-        below += [child, *apps_below(child)]
-    return below
 
 
 def _warn_of_memory(manager: SessionManager[Any]) -> None:
