@@ -52,7 +52,8 @@ def setup(
 ) -> None:
     """Give every request of `app` a session, kept in `storage`, a `Storage` or its URL.
 
-    The storage is opened and closed with the app.
+    The storage is opened and closed with the app. One that is open already is left to whoever has opened it, and one
+    that several apps share is closed with the last of them.
 
     Args:
         app: the application; its sub-apps share the sessions unless they have their own `setup`.
