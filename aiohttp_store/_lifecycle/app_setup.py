@@ -29,7 +29,7 @@ from ..url import StorageURL
 from .cookie_clashes import refuse_clashes
 from .middleware import middleware_of, saving_before_headers
 from .request_state import GIVEN, MANAGER
-from .wrong_arguments import checked_app, no_storage
+from .wrong_arguments import checked_app, no_storage, refuse_late
 
 __all__ = ["get_storage", "is_foreign", "session_manager", "session_middleware", "setup"]
 
@@ -68,7 +68,8 @@ def setup(
             because of a wrong password. It starts without a server that is down. `cookie://` has nothing to check.
 
     Raises:
-        ConfigError: a setting that cannot work or is not known, or a second `setup` of one app.
+        ConfigError: a setting that cannot work or is not known, a second `setup` of one app, or one that comes too
+            late: in `on_startup`, after `add_subapp`, or when the app runs. In `cleanup_ctx` it is in time.
     """
     app = checked_app("setup", app)
     if check not in (True, False):
@@ -79,6 +80,7 @@ def setup(
         )
     if MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
+    refuse_late(app)
     manager = session_manager(
         storage,
         Options(

@@ -10,7 +10,7 @@ from aiohttp import web
 from ..errors import ConfigError
 from ..url import StorageURL
 
-__all__ = ["checked_app", "no_session", "no_storage", "shown"]
+__all__ = ["checked_app", "no_session", "no_storage", "refuse_late", "shown"]
 
 _WRAPPED = {
     "redis": "wrap the client: RedisStorage(client), from aiohttp_store.storages.redis",
@@ -71,6 +71,32 @@ def checked_app(called: str, app: object) -> web.Application:
     else:
         way = f"write {called}(app)"
     raise ConfigError(f"{shown(app)} is no web.Application; {way}")
+
+
+def refuse_late(app: web.Application) -> None:
+    """Refuse an app to which not everything that `setup` adds can be added any more.
+
+    Raises:
+        ConfigError: it runs, is part of another one, or has entered its cleanup contexts.
+    """
+    if app.frozen:
+        why = "which is running; call it before the app starts"
+    elif app.pre_frozen:
+        why = "which is part of another app already; call it before add_subapp() or add_domain()"
+    elif _is_past_contexts(app):
+        why = (
+            "which is starting, in on_startup or later; call it before the app starts, or, if it needs a client that "
+            "is opened then, in a function of app.cleanup_ctx, before its yield"
+        )
+    else:
+        return
+    raise ConfigError(f"setup() was called on {app!r}, {why}")
+
+
+def _is_past_contexts(app: web.Application) -> bool:
+    """Whether no context that is appended now would be entered; while they are entered, one more still is."""
+    entered = len(app.cleanup_ctx._exits)  # noqa: SLF001  (aiohttp has no other way)
+    return (app.on_startup.frozen or entered > 0) and entered == len(app.cleanup_ctx)
 
 
 def no_session(called: str, request: Any) -> Exception:
