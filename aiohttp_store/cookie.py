@@ -68,7 +68,11 @@ class Cookie:
     name: str = "session"
     """The cookie's name; with `__Host-` in front, the strongest choice on https, no sibling domain can set it."""
     path: str = "/"
-    """The part of the site to which browsers send it."""
+    """The part of the site to which browsers send it.
+
+    Elsewhere a session is empty, and changing it is a `RuntimeError`. If a proxy removes a prefix from the paths that
+    the app sees, keep `"/"`, and let the proxy put the prefix into the cookie (nginx: `proxy_cookie_path`).
+    """
     domain: str | None = None
     """A domain opens the cookie to all of its subdomains; `None` keeps it to this host."""
     secure: bool | Literal["auto"] = "auto"

@@ -27,6 +27,7 @@ from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
 from .cookie_clashes import refuse_clashes
+from .cookie_path import guarding_path
 from .middleware import middleware_of, saving_before_headers
 from .request_state import GIVEN, MANAGER
 from .wrong_arguments import checked_app, no_storage, refuse_late
@@ -176,13 +177,15 @@ def session_manager(storage: Storage | str, options: Options) -> SessionManager[
     if is_foreign(storage):
         from ..compat.adapter import AiohttpSessionAdapter  # noqa: PLC0415  (imported only where it is used)
 
-        return AiohttpSessionAdapter(storage, given)
-    manager = _own_manager(storage, given)
-    stand_in = sys.modules.get("aiohttp_session")
-    if stand_in is not None and stand_in is sys.modules.get("aiohttp_store.compat"):
-        from ..compat.adapter import make_session  # noqa: PLC0415  (likewise)
+        manager: Any = AiohttpSessionAdapter(storage, given)
+    else:
+        manager = _own_manager(storage, given)
+        stand_in = sys.modules.get("aiohttp_session")
+        if stand_in is not None and stand_in is sys.modules.get("aiohttp_store.compat"):
+            from ..compat.adapter import make_session  # noqa: PLC0415  (likewise)
 
-        manager.present = make_session
+            manager.present = make_session
+    manager.present = guarding_path(manager.cookie, manager.present)
     return manager  # type: ignore[no-any-return]
 
 

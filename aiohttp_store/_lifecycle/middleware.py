@@ -14,6 +14,7 @@ from .._log import log_throttled, logger
 from ..cookie import add_vary
 from ..errors import SessionConflict, SessionError, SessionGone, StorageRefused, StorageUnavailable
 from ..session import Data, Session
+from .cookie_path import refuse_outside
 from .request_state import REQUEST_STATE, RequestState, begin, end, have
 from .wrong_arguments import no_session
 
@@ -83,13 +84,15 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
     `data` is as in `get_session`. The old one need not have been loaded. From here on `get_session` gives the new one.
 
     Raises:
-        RuntimeError: as in `get_session`, or the response's headers have been sent.
+        RuntimeError: as in `get_session`, or the response's headers have been sent, or the request is outside the path
+            of the cookie.
         TypeError: what was given is no request.
     """
     try:
         visit: RequestState = request[REQUEST_STATE]
     except (KeyError, TypeError):
         raise no_session("new_session", request) from None
+    refuse_outside(visit.manager.cookie, visit.received or request)
     if visit.headers_sent:
         raise RuntimeError(
             "new_session() needs a new cookie, but the response's headers have been sent; "

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .. import compat
 from .._lifecycle import app_setup, middleware
+from .._lifecycle.cookie_path import guarding_path
 from .._lifecycle.request_state import MANAGER, REQUEST_STATE
 from .._lifecycle.wrong_arguments import no_session
 from ..session import Session as OurSession
@@ -97,7 +98,7 @@ def _announcing(storage: Any) -> Middleware:
 def _present_theirs(manager: Any) -> None:
     """Show handlers a session of ours with the names that aiohttp-session's has."""
     if not isinstance(manager, AiohttpSessionAdapter):
-        manager.present = make_session
+        manager.present = guarding_path(manager.cookie, make_session)
 
 
 def _checked(storage: Any) -> Any:

@@ -968,6 +968,29 @@ async def test_the_attributes_of_their_sessions_work_and_others_are_theirs_as_we
         assert "Max-Age=90" in response.headers["Set-Cookie"]
 
 
+@pytest.mark.usefixtures("alias")
+@old_style_key
+async def test_outside_its_path_a_session_refuses_changes_also_for_libraries(aiohttp_client: AiohttpClient) -> None:
+    async def show(request: web.Request) -> web.Response:
+        session: Any = await compat.get_session(request)
+        assert request["aiohttp_session"] is session
+        for name, value in (("max_age", 60), ("idle_timeout", 60), ("_changed", True)):
+            with pytest.raises(RuntimeError, match="has path='/shop'"):
+                setattr(session, name, value)
+        with pytest.raises(RuntimeError, match="has path='/shop'"):
+            session["a"] = 1
+        assert session._mapping == {}
+        return web.Response()
+
+    app = web.Application()
+    aiohttp_store.setup(app, cookie=aiohttp_store.Cookie(path="/shop"))
+    app.router.add_get("/", show)
+    client = await aiohttp_client(app)
+    async with client.get("/") as response:
+        assert response.status == 200
+        assert "Set-Cookie" not in response.headers
+
+
 async def test_a_changed_session_lasts_from_its_last_change(
     aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
