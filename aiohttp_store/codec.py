@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,6 @@ except ModuleNotFoundError:  # the extra "speedups"
     orjson = None  # type: ignore[assignment]
 
 __all__ = [
-    "TOMBSTONE",
     "Codec",
     "Envelope",
     "Fields",
@@ -23,21 +23,22 @@ __all__ = [
     "UndecodableError",
     "UnknownFormatError",
     "merge_fields",
+    "successor_of",
+    "tombstone_of",
     "unpack_envelope",
 ]
 
 MAX_DEPTH = 254
 """How deep values may nest: what both JSON libraries can write and read again."""
 
-TOMBSTONE = b"\x00"
-"""What a renewal leaves under the old id for a moment: a format without a session."""
-
-_FORMAT = 1
+_TOMBSTONE, _FORMAT = 0, 1
 # Format; created, written and idle_timeout in milliseconds; bytes of the fields.
 _HEADER = struct.Struct(">BQQQH")
 _FIELD = struct.Struct(">BH")  # tag, and bytes of its value
 _HEADER_SIZE, _unpack_header = _HEADER.size, _HEADER.unpack_from
+_TOMBSTONE_SIZE = 1 + 43
 _LEAST, _BEYOND = -(2**63), 2**64
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class UndecodableError(ValueError):
@@ -50,6 +51,21 @@ class UnknownFormatError(ValueError):
 
 class TombstoneError(UnknownFormatError):
     """The session has another id since."""
+
+    def __init__(self, successor: str) -> None:
+        super().__init__("the session has been renewed")
+        self.successor = successor
+        """The key of the session under its new id."""
+
+
+def tombstone_of(successor: str) -> bytes:
+    """Return what a renewal leaves under the old id, so that a logout finds the session: its key, and not its id."""
+    return bytes([_TOMBSTONE]) + successor.encode()
+
+
+def successor_of(data: bytes) -> str | None:
+    """Return the key that a tombstone names; `None` if these bytes are another record's."""
+    return data[1:].decode("ascii", "replace") if len(data) == _TOMBSTONE_SIZE and data[0] == _TOMBSTONE else None
 
 
 class Codec(Protocol):
@@ -68,11 +84,16 @@ def _loads_strictly(encoded: bytes) -> Any:
     return json.loads(encoded, parse_constant=_refuse_constant)
 
 
+def _dumps(data: dict[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 class JSONCodec:
     """JSON by orjson where it is installed, else by the standard library; both accept the same values.
 
     Those are str, bool, None, finite floats, integers from -2**63 to 2**64-1, and lists and
-    dicts of them with str keys, at most 254 levels deep. A tuple comes back as a list.
+    dicts of them with str keys, at most 254 levels deep. A tuple comes back as a list, and an instance of a subclass
+    as one of the class itself. A lone surrogate in a str, which no UTF-8 can hold, comes back as U+FFFD.
     """
 
     def dumps(self, data: dict[str, Any]) -> bytes:
@@ -93,8 +114,20 @@ class JSONCodec:
             path, reason = flaw
             raise TypeError(f"session{path} {reason}")
         if orjson is not None:
-            return orjson.dumps(data, _as_plain)
-        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            return orjson.dumps(_plain(data))
+        try:
+            return _dumps(data).encode()
+        except UnicodeEncodeError:
+            return _dumps(_plain(data)).encode()
+
+    def dumps_plain(self, data: dict[str, Any]) -> bytes:
+        """Encode what `loads` returned, in which nothing was set since but str, bool, None and int; else as `dumps`."""
+        if orjson is not None:
+            try:
+                return orjson.dumps(data)
+            except TypeError:
+                pass
+        return self.dumps(data)
 
     # Decode; any exception means that these bytes are not what `dumps` wrote.
     loads = staticmethod(_loads_strictly if orjson is None else orjson.loads)
@@ -117,6 +150,14 @@ class Envelope(NamedTuple):
     fields: Fields = ()
     """A version that does not know one carries it along."""
 
+    def __repr__(self) -> str:
+        tags = [tag for tag, _ in self.fields]
+        times = f"created={self.created}, written={self.written}, idle_timeout={self.idle_timeout}"
+        return f"<Envelope {times}, payload of {len(self.payload)} bytes, fields {tags}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
     def pack(self) -> bytes:
         """Return the bytes that a storage keeps."""
         idle = 0 if self.idle_timeout is None else max(1, round(self.idle_timeout * 1000))
@@ -129,7 +170,7 @@ def unpack_envelope(data: bytes) -> Envelope:
     """Read what `Envelope.pack` returned.
 
     Raises:
-        UnknownFormatError: the first byte is another version's; a `TombstoneError` where it is `TOMBSTONE`.
+        UnknownFormatError: the first byte is another version's; a `TombstoneError` where it is a tombstone's.
         UndecodableError: the bytes are too short for an envelope, or its fields are damaged.
     """
     try:
@@ -138,9 +179,9 @@ def unpack_envelope(data: bytes) -> Envelope:
         number = data[0] if data else _FORMAT
         if number == _FORMAT:
             raise UndecodableError(f"the record is cut off after {len(data)} bytes") from None
-    if data == TOMBSTONE:
-        raise TombstoneError("the session has been renewed")
     if number != _FORMAT:
+        if (successor := successor_of(data)) is not None:
+            raise TombstoneError(successor)
         raise UnknownFormatError(f"the record has format {number}, and this version reads format {_FORMAT}")
     ends = _HEADER_SIZE + size
     fields = _unpack_fields(data[_HEADER_SIZE:ends], size) if size else ()
@@ -190,8 +231,8 @@ def _flaw(value: Any, depth: int) -> tuple[str, str] | None:
     if depth > MAX_DEPTH:
         return "", f"is nested deeper than {MAX_DEPTH} levels, or contains itself"
     for key, item in items:
-        if isinstance(value, dict) and (type(key) is not str or _scalar_flaw(key)):
-            return "", f"has the key {key!r}, and JSON keys are str, in Unicode"
+        if isinstance(value, dict) and not isinstance(key, str):
+            return "", f"has the key {key!r}, and JSON keys are str"
         flaw = _flaw(item, depth + 1)
         if flaw is not None:
             return f"[{key!r}]{flaw[0]}", flaw[1]
@@ -199,10 +240,8 @@ def _flaw(value: Any, depth: int) -> tuple[str, str] | None:
 
 
 def _scalar_flaw(value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and (value.isascii() or _is_unicode(value))):
+    if value is None or isinstance(value, str):
         return None
-    if isinstance(value, str):
-        return "holds a lone surrogate, which UTF-8 cannot encode"
     if isinstance(value, int):
         return None if _LEAST <= value < _BEYOND else "is an integer that does not fit into 64 bits"
     if isinstance(value, float):
@@ -210,17 +249,19 @@ def _scalar_flaw(value: Any) -> str | None:
     return f"is of type {type(value).__name__}, which JSON cannot hold"
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _plain(value: Any) -> Any:
+    """Return a value without what orjson refuses: tuples, subclasses of float, and of str as keys; lone surrogates.
 
-
-def _as_plain(value: object) -> object:
-    """Give orjson the subclasses that it passes on and that the standard library writes."""
-    return list(value) if isinstance(value, tuple) else float(value)  # type: ignore[arg-type]
+    A browser chooses whether a header has bytes that are not UTF-8, which aiohttp decodes as lone surrogates.
+    """
+    if isinstance(value, str):
+        text = str.__str__(value)  # of a subclass the text itself, whatever str() makes of it
+        return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, float) else value
 
 
 def _refuse_constant(name: str) -> None:

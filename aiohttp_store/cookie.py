@@ -1,4 +1,4 @@
-"""The cookie: its options, the ids in a `Cookie` header, and what a response's headers must say."""
+"""The cookie: its options, and the ids in a `Cookie` header."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from aiohttp import hdrs
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 
 from ._keywords import answering_constructor
 from .errors import ConfigError
@@ -23,10 +23,8 @@ __all__ = [
     "CookieReader",
     "PresentedId",
     "Secret",
-    "add_vary",
     "checked_secrets",
     "derive_keys",
-    "forbid_caching",
     "key_of_id",
     "path_matches",
 ]
@@ -40,7 +38,7 @@ MAX_NAME = MAX_SIZE - 87
 MAX_ATTRIBUTE = 1024
 """Bytes of one attribute's value (RFC 6265bis, section 5.6)."""
 MAX_LOOKED_AT = 4
-"""How many well-formed cookies of our name one request may make us verify and load."""
+"""How many different well-formed cookies of our name one request may make us verify and load; of more, none is."""
 MAX_REMEMBERED = 2048
 """How many visitors' `Cookie` headers are remembered with what was found in them."""
 MAX_REMEMBERED_SIZE = 2048
@@ -53,6 +51,7 @@ Secret = str | bytes | Sequence[str | bytes]
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _PATH = re.compile(r"/([\x20-\x3a\x3c-\x7e]*[\x21-\x3a\x3c-\x7e])?")  # RFC 6265, 4.1.1; browsers strip a last space
 _DOMAIN = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+_SAME_SITES = ("Lax", "Strict", "None", "auto", None)
 _ID = "[A-Za-z0-9_-]{43}"
 
 
@@ -66,7 +65,11 @@ class Cookie:
     """
 
     name: str = "session"
-    """The cookie's name; with `__Host-` in front, the strongest choice on https, no sibling domain can set it."""
+    """The cookie's name; with `__Host-` in front, the strongest choice on https, no sibling domain can set it.
+
+    With `__Host-Http-` no script can set it either, in browsers that know this prefix. Names that begin with
+    `__Secure-` or `__Http-` demand less.
+    """
     path: str = "/"
     """The part of the site to which browsers send it.
 
@@ -83,9 +86,10 @@ class Cookie:
     """
     httponly: bool = True
     """Whether it is kept from scripts."""
-    samesite: Literal["Lax", "Strict", "None"] | None = "Lax"
+    samesite: Literal["Lax", "Strict", "None", "auto"] | None = "Lax"
     """Which cross-site requests carry it.
 
+    `"auto"` is `"None"` on https requests and `"Lax"` on http, where browsers accept no `"None"`.
     `None` leaves the attribute out, which is weaker than `"Lax"`: browsers may send a new cookie by other sites' forms.
     The string `"None"` allows all; where a browser blocks embedded sites' cookies, frames need `partitioned` as well.
     """
@@ -112,7 +116,7 @@ class Cookie:
             ("httponly", lambda flag: isinstance(flag, bool), "True or False"),
             ("partitioned", lambda flag: isinstance(flag, bool), "True or False"),
             ("persistent", lambda flag: isinstance(flag, bool), "True or False"),
-            ("samesite", lambda site: site in ("Lax", "Strict", "None", None), "'Lax', 'Strict', 'None' or None"),
+            ("samesite", lambda site: site in _SAME_SITES, "'Lax', 'Strict', 'None', 'auto' or None"),
             ("priority", lambda rank: rank in ("Low", "Medium", "High", None), "'Low', 'Medium', 'High' or None"),
         )
         for field, holds, rule in checks:
@@ -127,29 +131,45 @@ class Cookie:
             raise ConfigError(
                 f"Cookie(secure=False) contradicts {self._secure_because}, which browsers accept on secure cookies only"
             )
+        if self.secure is False and self.samesite == "auto":
+            raise ConfigError(
+                "Cookie(secure=False) contradicts samesite='auto', which is 'None' on https: browsers accept that on "
+                "secure cookies only"
+            )
+        if not self.httponly and self._has_prefix("__http-", "__host-http-"):
+            raise ConfigError(
+                f"Cookie(httponly=False) contradicts name={self.name!r}, which browsers accept on HttpOnly cookies only"
+            )
         if self._has_prefix("__host-") and (self.domain is not None or self.path != "/"):
             raise ConfigError(
                 f"Cookie(name={self.name!r}) demands path='/' and no domain; "
                 f"it has path={self.path!r}, domain={self.domain!r}"
             )
 
-    def _has_prefix(self, prefix: str) -> bool:
-        return self.name.lower().startswith(prefix)  # browsers compare so (RFC 6265bis, section 5.7)
+    def _has_prefix(self, *prefixes: str) -> bool:
+        return self.name.lower().startswith(prefixes)  # browsers compare so (RFC 6265bis, section 5.7)
 
     @property
     def _secure_because(self) -> str | None:
-        if self._has_prefix("__host-") or self._has_prefix("__secure-"):
+        if self._has_prefix("__secure-", "__host-", "__http-"):
             return f"name={self.name!r}"
         if self.samesite == "None":
             return "samesite='None'"
         return "partitioned=True" if self.partitioned else None
 
     def is_secure(self, over_https: bool) -> bool:
-        """Tell whether the cookie carries `Secure` on a response to such a request."""
+        """Return whether the cookie carries `Secure` on a response to such a request."""
         return over_https or self._secure_because is not None if self.secure == "auto" else self.secure
 
-    def header(self, value: str, *, secure: bool, max_age: int | None) -> str:
-        """Give the value of the `Set-Cookie` header; `max_age` in seconds, 0 removes the cookie."""
+    def header(self, value: str, *, secure: bool, max_age: int | None, over_https: bool | None = None) -> str:
+        """Return the value of the `Set-Cookie` header.
+
+        Args:
+            value: the cookie's value.
+            secure: see `is_secure`.
+            max_age: in seconds; 0 removes the cookie.
+            over_https: whether the request came by https, which `samesite="auto"` asks for; as `secure` by default.
+        """
         parts = [f"{self.name}={value}", f"Path={self.path}"]
         if self.domain is not None:
             parts.append(f"Domain={self.domain}")
@@ -161,7 +181,9 @@ class Cookie:
             parts.append("Secure")
         if self.httponly:
             parts.append("HttpOnly")
-        if self.samesite is not None:
+        if self.samesite == "auto":
+            parts.append("SameSite=None" if (secure if over_https is None else over_https) else "SameSite=Lax")
+        elif self.samesite is not None:
             parts.append(f"SameSite={self.samesite}")
         if self.partitioned:
             parts.append("Partitioned")
@@ -178,10 +200,21 @@ class PresentedId(NamedTuple):
     """Under which the storage knows it."""
     stale: bool
     """Signed with an older secret: to be sent again, signed with the first."""
+    is_only: bool = False
+    """The request carried no other."""
+
+    def __repr__(self) -> str:
+        return f"<PresentedId of session {self.key[:8]}{', stale' if self.stale else ''}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 class CookieFinder:
     """Finds the cookies of one name in `Cookie` headers, by the form that a value of ours has."""
+
+    _flaw = "is not sealed with any of the secrets"
+    """Of a value in the right form that is none of ours."""
 
     def __init__(self, name: str, form: str) -> None:
         self.name = name
@@ -190,12 +223,28 @@ class CookieFinder:
         self._well_formed = re.compile(rf"{ours}{form}[ \t]*(?=;|$)")
 
     def is_in(self, headers: CIMultiDictProxy[str]) -> bool:
-        """Tell whether the request has a cookie of our name, whatever its value."""
+        """Return whether the request has a cookie of our name, whatever its value."""
         return any(self._any.search(header) for header in headers.getall(hdrs.COOKIE, ()))
 
     def found_in(self, headers: Sequence[str]) -> list[Any]:
-        """Give the groups of the form in the first well-formed cookies, as many as are looked at."""
-        return [found for header in headers for found in self._well_formed.findall(header)][:MAX_LOOKED_AT]
+        """Return the groups of the form in the well-formed cookies, copies once; nothing if there are too many.
+
+        The first few of too many could be those that somebody else has put in front of the visitor's own.
+        """
+        found = self._all_in(headers)
+        return [] if len(found) > MAX_LOOKED_AT else found
+
+    def why_none(self, headers: CIMultiDictProxy[str]) -> str:
+        """Return what is wrong with the cookies of a request of which none is one of ours."""
+        if not self.is_in(headers):
+            return f"it carries no cookie {self.name!r}"
+        found = self._all_in(headers.getall(hdrs.COOKIE, ()))
+        if len(found) > MAX_LOOKED_AT:
+            return f"it carries {len(found)} different cookies {self.name!r}, and at most {MAX_LOOKED_AT} are looked at"
+        return f"its cookie {self.name!r} {self._flaw if found else 'does not have the form of ours'}"
+
+    def _all_in(self, headers: Sequence[str]) -> list[Any]:
+        return list(dict.fromkeys(found for header in headers for found in self._well_formed.findall(header)))
 
 
 class CookieReader(CookieFinder):
@@ -204,6 +253,8 @@ class CookieReader(CookieFinder):
     A visitor sends the same header with each request, so what was found in it is remembered.
     """
 
+    _flaw = "is not signed with any of the secrets"
+
     def __init__(self, name: str, secret: Secret | None) -> None:
         self._pair = f"{name}="
         self._keys = derive_keys(secret, "session cookie signature") if secret is not None else []
@@ -211,15 +262,16 @@ class CookieReader(CookieFinder):
         self._find_again = lru_cache(MAX_REMEMBERED)(self._find)
 
     def read(self, headers: CIMultiDictProxy[str]) -> Sequence[PresentedId]:
-        """Give the ids, each once, in the header's order; forged and malformed values are left out."""
+        """Return the ids, each once, in the header's order; forged and malformed values are left out."""
         cookies = headers.getall(hdrs.COOKIE, ())
         if len(cookies) == 1 and len(cookies[0]) <= MAX_REMEMBERED_SIZE:
             return self._find_again(cookies[0])
         return self._find(*cookies)
 
     def _find(self, *headers: str) -> tuple[PresentedId, ...]:
-        found = (self._open(*pair) for pair in self.found_in(headers))
-        return tuple({one.id: one for one in found if one is not None}.values())
+        opened = (self._open(*pair) for pair in self.found_in(headers))
+        found = tuple({one.id: one for one in opened if one is not None}.values())
+        return (found[0]._replace(is_only=True),) if len(found) == 1 else found
 
     def value(self, session_id: str) -> str:
         """Give the cookie's value for an id: itself, or with its signature where a secret is set."""
@@ -271,36 +323,6 @@ def checked_secrets(secret: Secret) -> list[bytes]:
                 "make one with secrets.token_urlsafe(32)"
             )
     return raw
-
-
-def add_vary(headers: CIMultiDict[str]) -> None:
-    """Say that the response depends on the cookie (RFC 9110, section 12.5.5)."""
-    if hdrs.VARY not in headers:
-        headers[hdrs.VARY] = "Cookie"
-        return
-    present = ",".join(headers.getall(hdrs.VARY))
-    fields = [field.strip().lower() for field in present.split(",")]
-    if "cookie" not in fields and "*" not in fields:
-        headers[hdrs.VARY] = f"{present}, Cookie"
-
-
-def forbid_caching(headers: CIMultiDict[str]) -> list[str]:
-    """Keep a response with our cookie out of shared caches (RFC 9111, section 7.3).
-
-    The app's own directives stay, apart from those that invite a shared cache: they are
-    taken out and returned.
-    """
-    present = headers.getall(hdrs.CACHE_CONTROL, ())
-    if not present:
-        headers[hdrs.CACHE_CONTROL] = "no-store"
-        return []
-    directives = [directive.strip() for directive in ",".join(present).split(",") if directive.strip()]
-    names = [directive.partition("=")[0].lower() for directive in directives]
-    if "no-store" in names or "private" in names:
-        return []
-    shared = [directive for directive, name in zip(directives, names, strict=True) if name in ("public", "s-maxage")]
-    headers[hdrs.CACHE_CONTROL] = ", ".join(["private", *(one for one in directives if one not in shared)])
-    return shared
 
 
 def path_matches(path: str, cookie_path: str) -> bool:

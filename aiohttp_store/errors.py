@@ -1,5 +1,7 @@
 """What can go wrong, one class for each thing that the caller would do next."""
 
+from __future__ import annotations
+
 __all__ = [
     "ConfigError",
     "SessionConflict",
@@ -25,6 +27,21 @@ class StorageUnavailable(SessionError):
     Nothing is known about the session: it may exist, and a write may have been carried
     out. Uncaught in a handler, or at the end of a request, it becomes a 503 with `Retry-After`.
     """
+
+    storage: object = None
+    """The storage that failed, of several servers that of the one; `None` if that is not known."""
+
+    def copy(self, storage: object = None) -> StorageUnavailable:
+        """Return the same error for another who waits, as raising it adds a traceback.
+
+        Args:
+            storage: which one failed, if the error does not know.
+        """
+        kind = StorageRefused if isinstance(self, StorageRefused) else StorageUnavailable
+        copied = kind(*self.args)
+        copied.__cause__ = self.__cause__
+        copied.storage = self.storage if storage is None or self.storage is not None else storage
+        return copied
 
 
 class StorageRefused(StorageUnavailable):

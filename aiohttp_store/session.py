@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
-from ._engine.state import EXPOSED, SAVE, SessionState, refuse
+from ._engine.state import EXPOSED, SAVE, TOUCHED, SessionState, refuse
 from ._keywords import attribute_error
-from .errors import ConfigError, SessionGone
+from .errors import ConfigError, SessionGone, StorageUnavailable
 
 __all__ = ["Data", "Duration", "Session", "seconds"]
 
@@ -27,7 +27,9 @@ Duration = float | timedelta
 """Seconds, or a `timedelta`."""
 
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+_PLAIN = frozenset({str, int, bool, type(None)})
+"""Types of values that JSON holds as they are, whatever the value."""
+_SCALARS = _PLAIN | {float}
 
 
 class Session(MutableMapping[str, Any], Generic[Data]):
@@ -146,7 +148,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         self._refuse_as_in_cookie()
         if state.request.headers_sent and state.snapshot is None and state.data:
             refuse("a new session needs a cookie")
-        await state.manager.commit(state)
+        await self._asked(state.manager.commit(state))
         self._tell_if_gone()
 
     async def reload(self) -> None:
@@ -157,7 +159,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             StorageUnavailable: the storage did not answer in time.
         """
         self._state.touch(0)
-        await self._state.manager.reload(self._state)
+        await self._asked(self._state.manager.reload(self._state))
         self._tell_if_gone()
 
     async def apply(self, change: Callable[[Session[Data]], T]) -> T:
@@ -177,9 +179,16 @@ class Session(MutableMapping[str, Any], Generic[Data]):
         """
         self._refuse_as_in_cookie()
         self._state.touch(0)
-        result = await self._state.manager.apply(self._state, lambda fork: change(self._of(fork)))
+        result = await self._asked(self._state.manager.apply(self._state, lambda fork: change(self._of(fork))))
         self._tell_if_gone()
         return result
+
+    async def _asked(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except StorageUnavailable as error:
+            self._state.request.failed(error)
+            raise
 
     def _of(self, fork: SessionState) -> Self:
         """Return this session as what a fork of its state makes of it."""
@@ -208,7 +217,7 @@ class Session(MutableMapping[str, Any], Generic[Data]):
             if state.snapshot is None and not state.is_gone:
                 refuse("a new session needs a cookie")
         state.data[key] = value
-        state.touch()
+        state.touch(TOUCHED if type(value) in _PLAIN else TOUCHED | EXPOSED)
 
     def __delitem__(self, key: str) -> None:
         self._refuse_as_in_cookie()

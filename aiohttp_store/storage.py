@@ -41,6 +41,10 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 
+def _size(data: object) -> str:
+    return f"{len(data)} bytes" if isinstance(data, bytes) else f"a {type(data).__name__}"
+
+
 class Record(NamedTuple):
     """What is stored under one key."""
 
@@ -48,6 +52,12 @@ class Record(NamedTuple):
     """Which write this is; opaque to all but the storage that made it."""
     data: bytes
     """Opaque to the storage."""
+
+    def __repr__(self) -> str:
+        return f"<Record of {_size(self.data)}, version {self.version!r}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 class Write(NamedTuple):
@@ -61,6 +71,13 @@ class Write(NamedTuple):
     """What to store; `None` removes the record, if it is still the expected version."""
     ttl: int
     """Seconds until the record is absent, at least 1."""
+
+    def __repr__(self) -> str:
+        what = "removal" if self.data is None else f"write of {_size(self.data)}"
+        return f"<Write: {what}, for session {self.key[:8]}, version {self.expected!r} expected, ttl {self.ttl}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 class Saved(NamedTuple):
@@ -229,9 +246,9 @@ class _Answering(AbstractAsyncContextManager[None]):
         if isinstance(error, Exception) and not isinstance(error, SessionError):
             reason = f"{type(error).__name__}: {error}"
             if (advice := self._storage.refusal(error)) is not None:
-                raise StorageRefused(f"{self._storage!r} refuses: {reason}; {advice}") from error
+                raise _of(self._storage, StorageRefused(f"{self._storage!r} refuses: {reason}; {advice}")) from error
             if isinstance(error, self._outages):
-                raise StorageUnavailable(f"{self._storage!r} failed: {reason}") from error
+                raise _of(self._storage, StorageUnavailable(f"{self._storage!r} failed: {reason}")) from error
 
 
 class Sharded(Storage):
@@ -336,8 +353,13 @@ async def retrying(call: Callable[[], Awaitable[T]], is_lost: Callable[[Exceptio
 
 
 def timed_out(storage: Storage) -> StorageUnavailable:
-    """Make the error that says that the deadline has passed."""
-    return StorageUnavailable(f"{storage!r} did not answer within {storage.timeout:g} s")
+    """Return the error that says that the deadline has passed."""
+    return _of(storage, StorageUnavailable(f"{storage!r} did not answer within {storage.timeout:g} s"))
+
+
+def _of(storage: Storage, error: StorageUnavailable) -> StorageUnavailable:
+    error.storage = storage
+    return error
 
 
 _drawn: list[bytes] = []  # ahead of use, as asking the system takes longer than the rest of a write to memory

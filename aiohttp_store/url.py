@@ -25,6 +25,11 @@ _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:(?P<login>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:,]+))(?::(?P<port>[0-9]+))?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NAMES = {"\0": "NUL", "\t": "tab", "\n": "line feed", "\r": "carriage return"}
+_CUT_PATH = re.compile(r"/[^/]*@|[^@]*:[^@]*@")
+"""A path that may hold part of a login."""
+_SECRET = re.compile(r"pass|pwd|^pw$|secret|token|credential|api_?key|authmechanismproperties", re.IGNORECASE)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -44,7 +49,7 @@ class StorageURL:
 
     scheme: str
     """In lower case."""
-    user: str | None = None
+    user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     hosts: tuple[Host, ...] = ()
     path: str = ""
@@ -59,58 +64,73 @@ class StorageURL:
         """Split `scheme://user:password@host:port,host:port/path?name=value`.
 
         Raises:
-            ConfigError: it is not such a URL; the message never holds the password.
+            ConfigError: it is not such a URL, or holds control characters; the message shows nothing of it that may
+                be part of a password.
         """
         match = _URL.fullmatch(text)
         if match is None:
-            shown = text.partition("?")[0]
-            if "@" in text:  # wherever a login may end
-                shown = re.sub(r"//.*", "//***", shown, flags=re.DOTALL)
-            raise ConfigError(f"{shown!r} is not a storage URL; write scheme://user:password@host:port/path?name=value")
-        login, hosts = match["login"], match["hosts"]
-        query = match["query"] or ""
-        # What comes before such an @ is no host, but may be a password.
-        is_cut = "@" in (match["path"] or "") + query.partition("=")[0]
-        if hosts and (is_cut or ("@" in query and not all(map(_HOST.fullmatch, hosts.split(","))))):
             raise ConfigError(
-                f"the user or password in the {match['scheme']}:// URL holds a '/' or '?'; "
-                "percent-encode them, as by urllib.parse.quote"
+                f"{_beginning(text)} is not a storage URL; write scheme://user:password@host:port/path?name=value"
+                + ", and '#' as %23" * ("#" in text)
+            )
+        _refuse_control(f"the {match['scheme']}:// URL", text)
+        login, hosts, path, query = match["login"], match["hosts"], match["path"] or "", match["query"] or ""
+        # What comes before such an @ is no host, but may be a password.
+        if "@" in query or ("@" in path if hosts else _CUT_PATH.match(path)):
+            raise ConfigError(
+                f"there is an '@' behind the host of the {match['scheme']}:// URL; percent-encode it as %40, "
+                "and in a user or password also '/', '?' and '#', as by urllib.parse.quote(password, safe='')"
             )
         user, colon, password = (login or "").partition(":")
         url = cls(
             scheme=match["scheme"].lower(),
             user=unquote(user) if user else None,
             password=unquote(password) if colon else None,
-            path=unquote(match["path"] or ""),
+            path=unquote(path),
             query=tuple(parse_qsl(query, keep_blank_values=True)),
             text=text,
         )
-        return dataclasses.replace(url, hosts=tuple(url._host(part) for part in hosts.split(",")) if hosts else ())
+        url = dataclasses.replace(url, hosts=url._hosts(hosts) if hosts else ())
+        for what, part in (("the user", url.user or ""), ("the path", url.path)):
+            _refuse_control(f"{what} in the {url.scheme}:// URL", part)
+        for name, value in url.query:
+            _refuse_control(f"a parameter's name in the {url.scheme}:// URL", name)
+            _refuse_control(f"{name}= in the {url.scheme}:// URL", "" if is_secret(name) else value)
+        return url
 
     @staticmethod
     def is_scheme(text: str) -> bool:
-        """Tell whether `text` can stand before `://` (RFC 3986, section 3.1, in lower case)."""
+        """Return whether `text` can stand before `://` (RFC 3986, section 3.1, in lower case)."""
         return re.fullmatch(r"[a-z][a-z0-9+.-]*", text) is not None
 
-    def _host(self, part: str) -> Host:
+    def _hosts(self, text: str) -> tuple[Host, ...]:
+        parts = text.split(",")
+        return tuple(self._host(part, f"host {place} of {len(parts)}") for place, part in enumerate(parts, 1))
+
+    def _host(self, part: str, which: str) -> Host:
         match = _HOST.fullmatch(part)
-        if match is None or int(match["port"] or 0) > MAX_PORT:
-            raise ConfigError(f"{part!r} in the URL {self} is not a host; write name:port, or [v6-address]:port")
-        return Host(match["v6"] or unquote(match["name"]), int(match["port"]) if match["port"] else None)
+        name = match and (match["v6"] or unquote(match["name"]))
+        if match is None or not name or not name.isprintable() or " " in name or _port(match) > MAX_PORT:
+            # It is not shown, as it may be a password whose @ was forgotten.
+            raise ConfigError(
+                f"{which} in the {self.scheme}:// URL is not a host with a port up to {MAX_PORT}; write name:port or "
+                "[v6-address]:port, and an '@' between a password and the host"
+            )
+        return Host(name, _port(match) if match["port"] else None)
 
     def host(self, port: int) -> Host:
-        """Give the only host, `localhost` and `port` where the URL names none.
+        """Return the only host, `localhost` and `port` where the URL names none.
 
         Raises:
             ConfigError: there are several.
         """
         if len(self.hosts) > 1:
-            raise ConfigError(f"{self.scheme}:// takes one host, and {self} names {len(self.hosts)}")
+            raise ConfigError(f"{self.scheme}:// takes one host, and the URL names {len(self.hosts)}")
         name, given = self.hosts[0] if self.hosts else ("localhost", None)
         return Host(name, given or port)
 
     def several_hosts(self, port: int) -> list[Host]:
-        """Give all hosts, each with a port; `localhost` and `port` where the URL names none.
+        """Return all hosts, each with a port; `localhost` and `port` where the URL names none.
 
         Raises:
             ConfigError: one is named twice.
@@ -121,6 +141,11 @@ class StorageURL:
         if twice is not None:
             raise ConfigError(f"{self} names {twice.name}:{twice.port} twice; leave one of them out")
         return hosts
+
+    def quoted(self, part: str) -> str:
+        """Return a part of the path as an error shows it, unless it may be the end of a password without an `@`."""
+        is_login = self.user is None and self.password is None and any(host.port is not None for host in self.hosts)
+        return f"what follows the port in the {self.scheme}:// URL" if is_login else f"{part!r} in {self}"
 
     def options(self, declared: type[T]) -> T:
         """Read the query as the fields of a dataclass, by their types: str, int, float, bool, and these or `None`.
@@ -159,9 +184,9 @@ class StorageURL:
         )
 
     def __str__(self) -> str:
-        login = quote(self.user or "", safe="")
-        if self.password is not None:
-            login += ":***"
+        login = f"{quote(self.user or '', safe='')}:***"
+        if self.password is None:
+            login = "***" if self.user else ""  # it may be a password whose colon was forgotten
         hosts = ",".join(
             (f"[{name}]" if ":" in name else name) + (f":{port}" if port is not None else "")
             for name, port in self.hosts
@@ -207,7 +232,28 @@ class TLSOptions:
 
 def is_secret(name: str) -> bool:
     """Whether the value of this parameter must not be shown."""
-    return any(word in name.lower() for word in ("password", "secret", "token", "authmechanismproperties"))
+    return _SECRET.search(name) is not None
+
+
+def _beginning(text: str) -> str:
+    """Return what may be shown of a text that is no URL: nothing that may be part of a password."""
+    ends = r"(?=:/|//)" if "@" in text else r"(?=:|$)"
+    found = re.match(rf"[A-Za-z][A-Za-z0-9+.-]*{ends}", text)
+    if found is None:
+        return "what was given" if text else "''"
+    return repr(found[0] + "…" * (found[0] != text))
+
+
+def _refuse_control(what: str, text: str) -> None:
+    found = _CONTROL.search(text)
+    if found is not None:
+        character = _NAMES.get(found[0], ascii(found[0]))
+        raise ConfigError(f"{what} holds a {character}; only a password may hold control characters, percent-encoded")
+
+
+def _port(match: re.Match[str]) -> int:
+    digits = (match["port"] or "0").lstrip("0")
+    return int(digits or 0) if len(digits) <= len(str(MAX_PORT)) else MAX_PORT + 1
 
 
 def positive(name: str, value: float) -> None:

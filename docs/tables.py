@@ -137,7 +137,7 @@ def shown(message: ast.expr, nodes: list[ast.AST]) -> str:
 LAYERS = (
     ("errors.py", "_log.py"),
     ("_foreign_words.py", "_keywords.py", "_opened.py"),
-    ("url.py", "cookie.py", "codec.py"),
+    ("url.py", "_caching.py", "cookie.py", "codec.py"),
     ("storage.py",),
     ("_takeover/legacy.py",),
     ("storages/",),
@@ -180,7 +180,7 @@ def security_defaults() -> list[Row]:
         ("``lifetime``", "none" if lifetime is None else f"{lifetime:.0f} seconds"),
         ("bits of an id", "256"),  # a test counts them
         ("least bytes of a secret", f"{MIN_SECRET}"),
-        ("cookies of our name that are tried in one request", f"{MAX_LOOKED_AT}"),
+        ("different cookies of our name in one request, at most", f"{MAX_LOOKED_AT}"),
         ("longest time that a browser keeps a cookie", f"{MAX_AGE} seconds"),
         ("cookie, on https", literal(Cookie().header("…", secure=True, max_age=None))),
     ]

@@ -322,7 +322,7 @@ class _LoadQueue(_Queue[str, Record | None, _Loads[Found, Context], Found], Gene
     def fail(self, waiter: _Loads[Found, Context], error: Exception) -> None:
         for future, _ in waiter:
             if not future.done():
-                future.set_exception(_own(error))
+                future.set_exception(_own(error, self._storage))
 
 
 class _PendingWrite(NamedTuple, Generic[Item, Answer]):
@@ -385,18 +385,14 @@ class _WriteQueue(_Queue[Item, Answer, _PendingWrite[Item, Answer], Answer]):
 
     def fail(self, waiter: _PendingWrite[Item, Answer], error: Exception) -> None:
         if not waiter.future.done():
-            waiter.future.set_exception(_own(error))
+            waiter.future.set_exception(_own(error, self._storage))
         elif waiter.owner is not None and waiter.future.cancelled():
             self._abandoned(waiter.owner, error)
 
 
-def _own(error: Exception) -> Exception:
+def _own(error: Exception, storage: Storage) -> Exception:
     """Return an error for one waiter alone, as raising it adds a traceback."""
-    if not isinstance(error, StorageUnavailable):
-        return error
-    own = StorageUnavailable(*error.args)
-    own.__cause__ = error.__cause__
-    return own
+    return error.copy(storage) if isinstance(error, StorageUnavailable) else error
 
 
 def _answering_each(storage: Storage) -> Callable[[Sequence[str]], Coroutine[Any, Any, list[None]]]:

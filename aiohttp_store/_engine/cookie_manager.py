@@ -16,10 +16,10 @@ from ..session import Duration, Session
 from ..url import StorageURL
 from .cookie_writer import CookieWriter
 from .lifetimes import IDLE_TIMEOUT, Lifetimes
-from .manager import checked_cookie, one_that_lives
+from .manager import checked_cookie, explain, one_that_lives
 from .sealing import LEAST, Seal, new_id, pack, unpack
 from .session_codec import SessionCodec
-from .state import RENEW, SAVE, End, SessionState, Snapshot, refuse
+from .state import EXPOSED, RENEW, SAVE, End, SessionState, Snapshot, refuse
 from .writing import OnConflict
 
 __all__ = ["CookieOptions", "CookieSessionManager", "no_storage"]
@@ -98,7 +98,11 @@ class CookieSessionManager:
 
     async def load(self, request: web.BaseRequest) -> SessionState:
         """Return the session that the request carries, or a new one."""
-        return one_that_lives(self._carried_by(request), self.cookie) or SessionState(self, {}, None)
+        found = self._carried_by(request)
+        state = one_that_lives(found, self.cookie) or SessionState(self, {}, None)
+        if state.snapshot is None:
+            explain(request, self._finder, found)
+        return state
 
     async def new(self, request: web.BaseRequest, old: SessionState | None) -> SessionState:
         """Return an empty session, which takes the place of the request's old one in the browser."""
@@ -110,7 +114,7 @@ class CookieSessionManager:
 
     def _carried_by(self, request: web.BaseRequest) -> list[SessionState]:
         values = self._finder.found_in(request.headers.getall(hdrs.COOKIE, ()))
-        return [self._read(value) for value in dict.fromkeys(values)]
+        return [self._read(value) for value in values]
 
     def _read(self, value: str) -> SessionState:
         """Make the session of a cookie; a new one, if it is not one of ours or its time is over."""
@@ -122,16 +126,25 @@ class CookieSessionManager:
             session_id, envelope = unpack(content)
             data = self.codec.decode(envelope.payload)
         except (UndecodableError, UnknownFormatError) as error:
-            log_throttled(logger.warning, "a session in a cookie cannot be read, and is taken for none: %s", error)
-            return SessionState(self, {}, None)
+            what = "a session in a cookie cannot be read, and is taken for none: %s"
+            log_throttled(logger.warning, what, error, about=self)
+            is_foreign = isinstance(error, UnknownFormatError)
+            return self._absent(f"its session is {'of another format' if is_foreign else 'damaged'}")
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
-            return SessionState(self, {}, None)
+            return self._absent("its session has expired")
+        if self.lifetimes.believed(envelope, now) is not envelope:
+            return self._absent("its session is of the future")  # a copy would be believed again and again
         state = SessionState(self, data, Snapshot(session_id, session_id, value.encode(), envelope))
         if is_stale:
             state.ask(SAVE)
         else:
             state.clean_until = self.lifetimes.clean_until(envelope, now)
+        return state
+
+    def _absent(self, absence: str) -> SessionState:
+        state = SessionState(self, {}, None)
+        state.absence = absence
         return state
 
     # The way out.
@@ -145,7 +158,10 @@ class CookieSessionManager:
             TypeError: the data holds a value that JSON cannot hold.
         """
         if not state.request.headers_sent:
+            is_exposed = state.dirty & EXPOSED
             self._write(state)
+            if not is_exposed:
+                self.lifetimes.rest(state)
         elif self.codec.is_changed(state, self.lifetimes):
             refuse()
 
@@ -168,8 +184,7 @@ class CookieSessionManager:
 
     async def apply(self, state: SessionState, change: Callable[[SessionState], T]) -> T:
         """Run `change`, once, on what the request carried, as there is nothing newer; then seal."""
-        before = state.fork(self.codec.copy(state.data))
-        fork = state.fork(self.codec.copy(state.data))
+        before, fork = map(state.fork, self.codec.copies(state.data))
         result = fork.changed_by(change)
         self._write(fork)
         if fork.is_gone:
@@ -208,7 +223,7 @@ class CookieSessionManager:
                 if snapshot is None or draft != snapshot.envelope.payload or RENEW in state.asked:
                     raise
                 # It was only read; what compressed better when it was sealed stays as it is until its time is over.
-                log_throttled(logger.warning, "a session is not prolonged: %s", error)
+                log_throttled(logger.warning, "a session is not prolonged: %s", error, about=self)
             else:
                 state.settle(asked, sealed)
         else:

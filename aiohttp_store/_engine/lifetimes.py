@@ -17,6 +17,8 @@ PROLONG_AFTER = 1 / 20
 """The share of the idle timeout after which a session that is only read is written again."""
 IDLE_TIMEOUT = 86_400.0
 """Seconds."""
+SKEW = 60.0
+"""Seconds by which the clock of another machine may be ahead of ours."""
 
 
 class Lifetimes:
@@ -32,6 +34,12 @@ class Lifetimes:
         created, written, idle_timeout, _, _ = envelope
         return min(written + (idle_timeout or self.idle_timeout), created + self.lifetime)
 
+    def believed(self, envelope: Envelope, now: float) -> Envelope:
+        """Return what was stored, with no time in the future: a wrong clock had made the session live until then."""
+        if max(envelope.created, envelope.written) <= now + SKEW:
+            return envelope
+        return envelope._replace(created=min(envelope.created, now), written=min(envelope.written, now))
+
     def is_over(self, envelope: Envelope) -> bool:
         return self.clock() >= self.ends(envelope)
 
@@ -44,6 +52,11 @@ class Lifetimes:
         _, written, idle_timeout, _, _ = envelope
         # A clock that was set back makes it due now.
         return 0.0 if now < written else written + (idle_timeout or self.idle_timeout) * PROLONG_AFTER
+
+    def rest(self, state: SessionState) -> None:
+        """Take note that a session was written whole, so that until it is due there is nothing to look for."""
+        if state.snapshot is not None:
+            state.rest(self.clean_until(state.snapshot.envelope, self.clock()))
 
     def first(self, state: SessionState, payload: bytes) -> Envelope:
         """Return what is to be stored under a new id."""

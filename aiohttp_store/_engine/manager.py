@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypedDict, TypeVar, cast
 
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from .._log import log_throttled, logger
 from ..codec import Codec, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
-from ..cookie import Cookie, CookieReader, PresentedId, Secret
+from ..cookie import Cookie, CookieFinder, CookieReader, PresentedId, Secret
 from ..errors import ConfigError, StorageRefused, StorageUnavailable
 from ..session import Duration, Session
 from ..storage import Record, Storage, Write
@@ -22,7 +23,7 @@ from .session_codec import SessionCodec
 from .state import SAVE, End, SessionState, Snapshot
 from .writing import OnConflict, SessionWriter
 
-__all__ = ["Options", "StorageSessionManager", "Takeover", "checked_cookie", "one_that_lives"]
+__all__ = ["Options", "StorageSessionManager", "Takeover", "checked_cookie", "explain", "one_that_lives"]
 
 T = TypeVar("T")
 
@@ -60,6 +61,9 @@ class Takeover(Protocol):
 
     async def adopt(self, request: web.BaseRequest, state: SessionState) -> PresentedId | None:
         """Return the id of the session that has taken the place of the one in the request's old cookie."""
+
+    async def supersede(self, request: web.BaseRequest, state: SessionState) -> None:
+        """End what the old cookie names beside a live session of ours, and have that cookie removed."""
 
     async def forget(self, state: SessionState) -> str | None:
         """End what the old cookie of a session's request could bring back; return the key of its successor."""
@@ -164,19 +168,34 @@ class StorageSessionManager:
     async def _load_one_of(self, request: web.BaseRequest, presented: Sequence[PresentedId]) -> SessionState:
         """Return the session of the one cookie whose session lives."""
         if not presented and self._takeover is None:
+            explain(request, self._reader, [])
             return self._new_session()
         async with self.access.budget():  # the bare middleware opens its storage at the first use
             found = await asyncio.gather(*[self._batcher.load(one.key, one) for one in presented])
             state = one_that_lives(found, self.cookie) or self._new_session()
+            state.presented = tuple(end for one in found if one is not state for end in one.own_and_presented)
             if self._takeover is not None:
-                if state.snapshot is None and (successor := await self._takeover.adopt(request, state)) is not None:
+                if state.snapshot is not None:
+                    await self._takeover.supersede(request, state)
+                    return state
+                if (successor := await self._takeover.adopt(request, state)) is not None:
                     state = await self._batcher.load(successor.key, successor)
                     state.be_unknown_to_browser()
                 self._takeover.watch(request, state)
+            if state.snapshot is None and (len(presented) != 1 or self._takeover is not None):
+                explain(request, self._reader, found)
             return state
 
     def _new_session(self) -> SessionState:
         return SessionState(self, {}, None)
+
+    def _absent(self, presented: PresentedId, absence: str, *ends: End) -> SessionState:
+        """Return a new session in the place of one that is not there, and say why at DEBUG; a logout `ends` these."""
+        if presented.is_only and self._takeover is None:
+            logger.debug("a request has no session: %s", absence)
+        state = self._new_session()
+        state.absence, state.presented = absence, ends
+        return state
 
     async def new(self, request: web.BaseRequest, old: SessionState | None) -> SessionState:
         """Return an empty session that, when it is saved, ends the request's old one, loaded or not."""
@@ -193,29 +212,32 @@ class StorageSessionManager:
     def _read(self, presented: PresentedId, record: Record | None) -> SessionState:
         """Make the session of a record; a new one, if there is none that can be read and whose time is not over."""
         if record is None:
-            return self._new_session()
-        session_id, key, is_stale = presented
+            return self._absent(presented, "its session is not stored: it has ended, or never began")
+        session_id, key, is_stale, _ = presented
         version, encoded = record
         try:
             envelope = unpack_envelope(encoded)
             data = self.codec.decode(envelope.payload)
-        except TombstoneError:
-            return self._new_session()
+        except TombstoneError as renewed:
+            return self._absent(presented, "its session has been renewed, and has another id", End(renewed.successor))
         except UnknownFormatError as error:
-            log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error)
-            return self._new_session()
+            log_throttled(logger.warning, "session %s is left alone: %s", key[:8], error, about=self.storage)
+            return self._absent(presented, "its session is of another format", End(key, version))
         except UndecodableError as error:
-            log_throttled(logger.warning, "session %s is removed: %s", key[:8], error)
+            log_throttled(logger.warning, "session %s is removed: %s", key[:8], error, about=self.storage)
             self.background.spawn(self._remove_damaged(key, version))
-            return self._new_session()
+            return self._absent(presented, "its session is damaged", End(key, version))
         now = self.lifetimes.clock()
         if now >= self.lifetimes.ends(envelope):
-            return self._new_session()
-        state = SessionState(self, data, Snapshot(session_id, key, version, envelope))
+            return self._absent(presented, "its session has expired", End(key, version))
+        believed = self.lifetimes.believed(envelope, now)
+        state = SessionState(self, data, Snapshot(session_id, key, version, believed))
         if is_stale:
             state.be_unknown_to_browser()
-        else:
+        elif believed is envelope:
             state.clean_until = self.lifetimes.clean_until(envelope, now)
+        if believed is not envelope:
+            state.ask(SAVE)
         return state
 
     async def _remove_damaged(self, key: str, version: bytes) -> None:
@@ -293,6 +315,22 @@ def checked_cookie(cookie: Cookie | None) -> Cookie:
     return cookie
 
 
+def explain(request: web.BaseRequest, finder: CookieFinder, found: Sequence[SessionState]) -> None:
+    """Say at DEBUG why a request has no session.
+
+    Args:
+        request: it may carry cookies.
+        finder: looks for them.
+        found: what their sessions are.
+    """
+    if logger.isEnabledFor(logging.DEBUG):
+        live = sum(state.snapshot is not None for state in found)
+        why = " and ".join(dict.fromkeys(state.absence for state in found if state.absence))
+        if live > 1:
+            why = f"it carries {live} live ones in cookies {finder.name!r}"
+        logger.debug("a request has no session: %s", why or finder.why_none(request.headers))
+
+
 def one_that_lives(found: Sequence[SessionState], cookie: Cookie) -> SessionState | None:
     """Return the session that lives of those whose cookies a request carried, if it is one."""
     live = [state for state in found if state.snapshot is not None]
@@ -303,5 +341,6 @@ def one_that_lives(found: Sequence[SessionState], cookie: Cookie) -> SessionStat
             "have set one of them, which a name that begins with __Host- prevents",
             len(live),
             cookie.name,
+            about=cookie.name,
         )
     return live[0] if len(live) == 1 else None

@@ -7,7 +7,8 @@ from typing import Any
 from ..codec import Codec, JSONCodec, UndecodableError
 from ..errors import ConfigError
 from .lifetimes import Lifetimes
-from .state import SAVE, TOUCHED, SessionState, Snapshot
+from .merge import is_same
+from .state import EXPOSED, SAVE, TOUCHED, SessionState, Snapshot
 
 __all__ = ["SessionCodec"]
 
@@ -20,14 +21,15 @@ class SessionCodec:
         if not (callable(getattr(codec, "dumps", None)) and callable(getattr(codec, "loads", None))):
             raise ConfigError(f"codec={codec!r} must have the methods dumps and loads")
         self._dumps, self._loads = codec.dumps, codec.loads
+        self._dumps_plain = codec.dumps_plain if type(codec) is JSONCodec else codec.dumps
 
-    def encode(self, data: dict[str, Any]) -> bytes:
-        """Encode.
+    def encode(self, data: dict[str, Any], *, is_plain: bool = False) -> bytes:
+        """Encode; what `is_plain` was decoded, apart from plain values that were set since, and is not looked through.
 
         Raises:
             TypeError: the codec cannot hold a value.
         """
-        encoded = self._dumps(data)
+        encoded = self._dumps_plain(data) if is_plain else self._dumps(data)
         return encoded.encode() if isinstance(encoded, str) else encoded
 
     def decode(self, payload: bytes) -> dict[str, Any]:
@@ -49,11 +51,24 @@ class SessionCodec:
         copied: dict[str, Any] = self._loads(self.encode(data))
         return copied
 
+    def copies(self, data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return two copies, after making the data itself what a copy is, as of a tuple, which comes back as a list.
+
+        What is the same already stays the very object, as a handler may hold it.
+        """
+        one, other, third = (self.copy(data) for _ in range(3))
+        for key in data.keys() - third.keys():  # of another spelling, as with a lone surrogate
+            del data[key]
+        for key, value in third.items():
+            if key not in data or not is_same(data[key], value):
+                data[key] = value
+        return one, other
+
     def changes(self, state: SessionState, snapshot: Snapshot) -> bytes | None:
         """Return the encoded data if it differs from what is stored; times do not count."""
         if not state.dirty:
             return None
-        payload = self.encode(state.data)
+        payload = self.encode(state.data, is_plain=not state.dirty & EXPOSED)
         if payload == snapshot.envelope.payload:
             return None
         # Another version of the codec may have written other bytes for the same data.

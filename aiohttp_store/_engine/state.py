@@ -18,6 +18,7 @@ from aiohttp import web
 
 from ..codec import Envelope, Fields, merge_fields
 from ..cookie import Cookie
+from ..errors import StorageUnavailable
 from .merge import is_same, merge
 
 __all__ = [
@@ -99,6 +100,9 @@ class RequestLink(Protocol):
     def extends(self) -> bool:
         """Whether the request counts as use of the session."""
 
+    def failed(self, error: StorageUnavailable) -> None:
+        """Take note of an outage, which becomes a 503 even if it is caught and shown as a 500."""
+
 
 @dataclass(frozen=True)
 class Apart:
@@ -106,6 +110,9 @@ class Apart:
 
     headers_sent: bool
     extends: bool
+
+    def failed(self, error: StorageUnavailable) -> None:
+        """Do nothing: nobody waits for a response."""
 
 
 NO_REQUEST = Apart(headers_sent=False, extends=False)
@@ -117,7 +124,14 @@ class Snapshot(NamedTuple):
     id: str
     key: str
     version: bytes
+    """Under `cookie://` the cookie's value."""
     envelope: Envelope
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of session {self.key[:8]}, {self.envelope!r}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 UNKNOWN = Snapshot("", "", b"", Envelope(0, 0, None, b""))
@@ -141,6 +155,14 @@ class End(NamedTuple):
 
     key: str | None
     """Of its record, if it had one."""
+    version: bytes | None = None
+    """Of that record, if it is known."""
+
+    def __repr__(self) -> str:
+        return "<End>" if self.key is None else f"<End of session {self.key[:8]}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 def refuse(why: str = "under cookie:// a change needs a new cookie") -> NoReturn:
@@ -164,11 +186,15 @@ class SessionState:
     # What most sessions never change stands here once, and not in each of them.
     fields: Fields = ()
     asked: tuple[Ask | End, ...] = ()
+    presented: tuple[End, ...] = ()  # other records whose ids the request brought, which a logout ends as well
     is_new = False
     is_gone = False  # another has ended the session
     dirty = 0
     clean_until = 0.0  # before this time there is nothing to save: only scalars were read
     request: RequestLink = NO_REQUEST
+    said = ""  # the cookie that was put into the response's headers, and for what
+    said_for: Snapshot | None = None
+    absence = ""  # why a cookie's session is not there
 
     def __init__(self, manager: SessionManager[SessionState], data: dict[str, Any], snapshot: Snapshot | None) -> None:
         self.manager = manager
@@ -213,8 +239,8 @@ class SessionState:
     def end(self) -> None:
         """Begin a new session in the place of this one."""
         self.clean_until = 0.0
-        self.asked += (End(None if self.snapshot is None else self.snapshot.key),)
-        self.data = {}
+        self.asked += self.own_and_presented or (End(None),)
+        self.data, self.presented = {}, ()
         self.snapshot = self.idle_timeout = None
         self.fields = ()
         self.held = self.held or UNKNOWN
@@ -223,7 +249,7 @@ class SessionState:
 
     def in_place_of(self, ends: Iterable[End]) -> SessionState:
         """Return this new session as what ends others."""
-        self.asked = tuple(dict.fromkeys(ends)) or (End(None),)
+        self.asked = tuple({one.key: one for one in ends}.values()) or (End(None),)
         self.held = UNKNOWN
         return self
 
@@ -273,13 +299,17 @@ class SessionState:
         if self.asked:
             self.asked = self.asked[carried_out:]
         if self.asked and self.has_ended:
-            if written is not None and End(written.key) not in self.asked:
-                self.asked = (End(written.key), *self.asked)
+            if written is not None and all(one.key != written.key for one in self.ends):
+                self.asked = (End(written.key, written.version), *self.asked)
             return False
         if written is None and self.snapshot is not None:  # it was emptied: what comes now begins under another id
             self.created = self.manager.now()
         self.snapshot = written
         return True
+
+    def rest(self, until: float) -> None:
+        """Take note that the storage holds all that the session holds, and that it is not due before this time."""
+        self.clean_until, self.dirty = until, 0
 
     def lose(self, carried_out: int) -> bool:
         """Take note of a write that found the session ended by another; whether it was for this session."""
@@ -299,6 +329,12 @@ class SessionState:
         self.created, self.idle_timeout, self.fields = read.created, read.idle_timeout, read.fields
         self.asked = self.ends
         self.dirty = 0
+
+    @property
+    def own_and_presented(self) -> tuple[End, ...]:
+        """The records that a logout ends."""
+        snapshot = self.snapshot
+        return self.presented if snapshot is None else (End(snapshot.key, snapshot.version), *self.presented)
 
     @property
     def ends(self) -> tuple[End, ...]:

@@ -10,7 +10,15 @@ from contextlib import asynccontextmanager
 from typing import Literal, Protocol, TypeVar
 
 from .._log import log_throttled, logger
-from ..codec import TOMBSTONE, Envelope, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
+from ..codec import (
+    Envelope,
+    TombstoneError,
+    UndecodableError,
+    UnknownFormatError,
+    successor_of,
+    tombstone_of,
+    unpack_envelope,
+)
 from ..cookie import PresentedId, key_of_id
 from ..errors import SessionConflict, StorageUnavailable
 from ..storage import Conflict, Gone, Outcome, Record, Saved, Write
@@ -18,9 +26,9 @@ from .access import Background, StorageAccess, log_unsaved
 from .batching import Batcher
 from .lifetimes import Lifetimes
 from .locks import WriterLock
-from .merge import is_same, merge
+from .merge import merge
 from .session_codec import SessionCodec
-from .state import EXPOSED, RENEW, SessionState, Snapshot
+from .state import EXPOSED, RENEW, End, SessionState, Snapshot
 
 __all__ = ["OnConflict", "SessionWriter"]
 
@@ -30,6 +38,10 @@ OnConflict = Literal["merge", "overwrite", "raise"]
 
 DRAWS = 16
 """Ids that are drawn to find a server that answers, where a storage has several."""
+TOMBSTONE_TTL = 3600
+"""Seconds within which a logout that brings a renewed id, or has loaded its session, finds the session again."""
+CREATES = 4
+"""Keys that a storage may say it has already; no random key is drawn twice."""
 LAST_WRITES = 8
 """Writes at the end of a request at most, if its other tasks change the session during each of them."""
 
@@ -114,6 +126,7 @@ class SessionWriter:
                 is_changed = state.asked or state.clean_until == 0 or state.dirty & EXPOSED
                 state.clean_until = 0.0
             if not is_changed:
+                self._lifetimes.rest(state)
                 return
 
     def take_over(self, state: SessionState, outcome: Outcome | Exception) -> None:
@@ -190,10 +203,7 @@ class SessionWriter:
         if newest is None and change is None:
             fork = state.fork(state.data)
             return fork, fork
-        before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))
-        for key, value in self._codec.copy(state.data).items():
-            if not is_same(state.data.get(key), value):  # as a tuple, which comes back as a list
-                state.data[key] = value
+        before, fork = map(state.fork, self._codec.copies(state.data))
         return before, fork
 
     def _prepare(
@@ -238,10 +248,11 @@ class SessionWriter:
         except (UndecodableError, UnknownFormatError) as error:
             if not isinstance(error, TombstoneError):
                 what = "session %s was replaced by a record that cannot be read: %s"
-                log_throttled(logger.warning, what, snapshot.key[:8], error)
+                log_throttled(logger.warning, what, snapshot.key[:8], error, about=self._access.storage)
             self._lose(state, asked)
             return None
-        return snapshot._replace(version=record.version, envelope=envelope)
+        believed = self._lifetimes.believed(envelope, self._lifetimes.clock())
+        return snapshot._replace(version=record.version, envelope=believed)
 
     async def _read_again(self, state: SessionState) -> Snapshot | None:
         """Return what is stored now; `None` if the session has ended, by another or meanwhile in this request."""
@@ -257,11 +268,14 @@ class SessionWriter:
         snapshot = state.snapshot
         if snapshot is None:
             return None
-        loaded = self._batcher.load(snapshot.key, PresentedId(snapshot.id, snapshot.key, stale=False))
-        read: SessionState = await loaded
+        read = await self._load(snapshot.key, snapshot.id)
         if read.snapshot is None and state.snapshot is not None:
             self._lose(state, 0)
         return read if state.snapshot is not None and read.snapshot is not None else None
+
+    async def _load(self, key: str, session_id: str = "") -> SessionState:
+        loaded: SessionState = await self._batcher.load(key, PresentedId(session_id, key, stale=False))
+        return loaded
 
     @asynccontextmanager
     async def _turn(self, state: SessionState, ends: float | None) -> AsyncIterator[_Contest]:
@@ -287,14 +301,27 @@ class SessionWriter:
     async def _end(self, state: SessionState, fork: SessionState, ended: set[str]) -> None:
         """Remove the records of sessions that were ended, apart from those that have been removed."""
         ends = fork.ends
-        keys = [end.key for end in ends if end.key is not None]
         if ends and self.takeover is not None and (key := await self.takeover.forget(state)) is not None:
-            keys.append(key)
-        for key in keys:
-            if key not in ended:
-                await self._batcher.delete(key)
-                ended.add(key)
+            ends += (End(key),)
+        for end in ends:
+            if end.key is not None and end.key not in ended:
+                await self._remove(end)
+                ended.add(end.key)
+
+    async def _remove(self, end: End) -> None:
+        """Remove the record of a session that was ended; if it has been renewed meanwhile, that under its new id."""
+        key, version = end
+        while key is not None:
+            if version is None:
+                found = (await self._load(key)).own_and_presented
+                key, version = found[0] if found else (None, None)
+                continue
+            outcome = await self._batcher.save(Write(key, version, None, 1))
+            if not isinstance(outcome, Conflict):
                 logger.info("session %s destroyed", key[:8])
+                break
+            successor = successor_of(outcome.record.data)
+            key, version = (key, outcome.record.version) if successor is None else (successor, None)
 
     async def _attempt(
         self, state: SessionState, draft: bytes | None, asker: SessionState | None = None
@@ -311,7 +338,7 @@ class SessionWriter:
             return await self.create(lifetimes.first(state, draft), asker)
         now = lifetimes.clock()
         is_over = now >= lifetimes.ends(snapshot.envelope)  # as a long request used it, and perhaps nobody else
-        if state.asked and RENEW in state.asked and not is_over:
+        if state.asked and RENEW in state.asked and draft and not is_over:
             return await self._renew(state, snapshot, draft)
         envelope = lifetimes.next(state, snapshot.envelope, draft, now)
         data = None if is_over or not draft else envelope.pack()
@@ -326,28 +353,25 @@ class SessionWriter:
         logger.info("session %s destroyed, as it was emptied", snapshot.key[:8])
         return None
 
-    async def _renew(self, state: SessionState, snapshot: Snapshot, draft: bytes) -> Snapshot | Conflict | Gone | None:
-        """Store under a new id, then end the old one, unless somebody has changed it since.
+    async def _renew(self, state: SessionState, snapshot: Snapshot, draft: bytes) -> Snapshot | Conflict | Gone:
+        """Store under a new id, then put a tombstone in the place of the old record, unless it has changed since.
 
-        It is overwritten before it is deleted: a write whose answer was lost finds its own version when it is tried
-        again, where a removal finds nothing, and cannot be told from another's logout.
+        A logout that comes later with the old id, or has loaded it before, follows the tombstone. And a write whose
+        answer was lost finds its own version when it is tried again, where a removal finds nothing, and cannot be told
+        from another's logout.
         """
-        fresh = await self.create(self._lifetimes.first(state, draft)) if draft else None
+        fresh = await self.create(self._lifetimes.first(state, draft))
         outcome: Outcome | None = None
         try:
-            outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, TOMBSTONE, self._longest_retry()))
+            tombstone = tombstone_of(fresh.key)
+            outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, tombstone, TOMBSTONE_TTL))
         finally:
-            if fresh is not None and not isinstance(outcome, Saved):
+            if not isinstance(outcome, Saved):
                 self.discard(fresh.key)  # nobody knows its id
         if isinstance(outcome, Saved):
-            self.discard(snapshot.key)
-            logger.info("session %s renewed as %s", snapshot.key[:8], fresh.key[:8] if fresh else "nothing")
+            logger.info("session %s renewed as %s", snapshot.key[:8], fresh.key[:8])
             return fresh
         return outcome
-
-    def _longest_retry(self) -> int:
-        """Return the seconds within which a write that was not answered is tried again."""
-        return math.ceil(2 * self._access.storage.timeout) + 1
 
     async def create(self, envelope: Envelope, asker: SessionState | None = None) -> Snapshot:
         """Store under a new id.
@@ -355,34 +379,44 @@ class SessionWriter:
         Raises:
             SessionTooLarge, StorageUnavailable: see `Session.save`.
         """
-        loop = asyncio.get_running_loop()
-        too_late = loop.time() + self._access.storage.timeout / 2
+        loop, storage, refused = asyncio.get_running_loop(), self._access.storage, 0
+        too_late = loop.time() + storage.timeout / 2
         while True:
-            session_id, key = self._draw()
-            write = Write(key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
+            drawn = self._draw()
+            write = Write(drawn.key, None, envelope.pack(), self._lifetimes.ttl(envelope, self._lifetimes.clock()))
             try:
                 outcome = await self._batcher.save(write, asker)
             except StorageUnavailable:
                 # Another server can take a session that is new; what this one may have stored, nobody knows the id of.
-                if loop.time() > too_late or self._batcher.is_failing(self._draw()[1]):
+                if loop.time() > too_late or self._batcher.is_failing(self._draw().key):
                     raise
                 continue
             if isinstance(outcome, Saved):
-                logger.info("session %s created", key[:8])
-                return Snapshot(session_id, key, outcome.version, envelope)
+                logger.info("session %s created", drawn.key[:8])
+                return Snapshot(drawn.id, drawn.key, outcome.version, envelope)
+            refused += 1
+            if refused == CREATES:
+                answer = type(outcome).__name__
+                error = StorageUnavailable(
+                    f"{storage!r} is broken: it answered {answer} to a create under a random key"
+                )
+                error.storage = storage
+                raise error
 
     def key_of(self, session_id: str) -> str:
         """Return the key of the record of an id."""
         return key_of_id(session_id, self._cookie_name)
 
-    def _draw(self) -> tuple[str, str]:
+    def _draw(self) -> PresentedId:
         """Return a new id and its key: of several servers, at one that answers."""
         for _ in range(DRAWS):
-            session_id = secrets.token_urlsafe(32)
-            key = self.key_of(session_id)
-            if not self._batcher.is_failing(key):
+            drawn = self._identified(secrets.token_urlsafe(32))
+            if not self._batcher.is_failing(drawn.key):
                 break
-        return session_id, key
+        return drawn
+
+    def _identified(self, session_id: str) -> PresentedId:
+        return PresentedId(session_id, self.key_of(session_id), stale=False)
 
     def discard(self, key: str) -> None:
         """Remove a record whose id nobody has, in the background."""

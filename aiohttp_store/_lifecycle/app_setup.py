@@ -26,9 +26,10 @@ from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
+from .before_headers import save_before_headers
 from .cookie_clashes import refuse_clashes
 from .cookie_path import guarding_path
-from .middleware import middleware_of, saving_before_headers
+from .middleware import middleware_of
 from .request_state import GIVEN, MANAGER
 from .wrong_arguments import checked_app, no_storage, refuse_late
 
@@ -101,13 +102,13 @@ def setup(
         try:
             if check and isinstance(manager, StorageSessionManager):
                 await manager.check()
+            save_before_headers(app)
             yield
         finally:
             await manager.close()
 
     app[MANAGER], app[GIVEN] = manager, storage
     app.middlewares.insert(0, middleware_of(manager))
-    app.on_response_prepare.append(saving_before_headers(manager))
     app.cleanup_ctx.append(run)
 
 
@@ -141,7 +142,8 @@ def session_middleware(
                 on_conflict=on_conflict,
                 codec=codec,
             ),
-        )
+        ),
+        is_alone=True,
     )
 
 

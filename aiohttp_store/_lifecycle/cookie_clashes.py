@@ -16,9 +16,10 @@ from ..cookie import Cookie, path_matches
 from ..errors import ConfigError
 from ..storages import __name__ as own_storages
 from ..storages.memory import MemoryStorage
+from .before_headers import apps_below
 from .request_state import GIVEN, MANAGER
 
-__all__ = ["apps_below", "refuse_clashes"]
+__all__ = ["refuse_clashes"]
 
 
 class _Hosts(NamedTuple):
@@ -107,11 +108,6 @@ def _clash(one: _Place, other: _Place, *, is_nested: bool) -> str | None:
     if is_overlapping and _are_in_one_storage(one, other):
         return f"{where}, and in {one.storage!r}, {mixed_up}"
     return None
-
-
-def apps_below(app: web.Application) -> list[web.Application]:
-    """Return the sub-apps of an app, and theirs."""
-    return [place.app for place in _tree(_Place(app))][1:]
 
 
 def _tree(place: _Place) -> Iterator[_Place]:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any, overload
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from .._caching import add_vary
 from .._engine.state import SessionManager
 from .._log import log_throttled, logger
-from ..cookie import add_vary
 from ..errors import SessionConflict, SessionError, SessionGone, StorageRefused, StorageUnavailable
 from ..session import Data, Session
 from .cookie_path import refuse_outside
-from .request_state import REQUEST_STATE, RequestState, begin, end, have
+from .request_state import REQUEST_STATE, RequestState, begin, drop, end, have, leave
 from .wrong_arguments import no_session
 
-__all__ = ["get_session", "middleware_of", "new_session", "saving_before_headers"]
+__all__ = ["FAILED", "REFUSALS", "as_response", "get_session", "middleware_of", "new_session", "save"]
 
 
 RETRY_AFTER = 1
 """Seconds after which a client may try again when the storage is down."""
+REFUSALS = (StorageUnavailable, SessionConflict, SessionGone)
+FAILED = 500
+"""The status of a response with which nothing is saved: the handler has failed."""
 
 
 @overload
@@ -55,7 +57,7 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
         if visit.is_loading:
             await _another_task(visit)
         elif visit.failure is not None:  # one budget for loading, however often it is asked for
-            raise StorageUnavailable(*visit.failure.args) from visit.failure
+            raise visit.failure.copy() from visit.failure
         else:
             visit.is_loading = True
             try:
@@ -104,7 +106,10 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
     return have(visit, await visit.manager.new(request, visit.state))
 
 
-def middleware_of(manager: SessionManager[Any]) -> Middleware:
+def middleware_of(manager: SessionManager[Any], *, is_alone: bool = False) -> Middleware:
+    """Return the middleware that saves sessions; without `save_before_headers`, it `is_alone`."""
+    let_go = end if is_alone else leave
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         outer: RequestState | None = request.get(REQUEST_STATE) if len(request) else None
@@ -113,39 +118,53 @@ def middleware_of(manager: SessionManager[Any]) -> Middleware:
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
-                if _is_to_be_saved(visit, raised):
-                    await _save(visit, visit.request or request, raised)
+                if _is_to_be_saved(visit, raised, is_alone=is_alone):
+                    await save(visit, visit.request or request, raised)
                 raise
-            if _is_to_be_saved(visit, response):
-                await _save(visit, visit.request or request, response)
-        except (StorageUnavailable, SessionConflict, SessionGone) as error:
-            if visit.headers_sent or request.writer.output_size > 0:
-                raise  # aiohttp then drops the connection, where a page would be a second response
-            raise _as_response(error) from error
+            if _is_to_be_saved(visit, response, is_alone=is_alone):
+                await save(visit, visit.request or request, response)
+        except web.HTTPException:
+            raise
+        except BaseException as error:
+            drop(visit)
+            if not isinstance(error, Exception):
+                end(visit)  # there will be no response
+            if isinstance(error, REFUSALS) and not visit.headers_sent and request.writer.output_size == 0:
+                raise as_response(error, visit.manager) from error
+            raise  # after the headers aiohttp drops the connection, where a page would be a second response
         else:
             return response
         finally:
-            end(visit)
+            let_go(visit)
             if outer is not None:
                 request[REQUEST_STATE] = outer
+                outer.inner, visit.outer = visit, None
 
     return middleware
 
 
-def _is_to_be_saved(visit: RequestState, response: web.StreamResponse) -> bool:
-    """Whether there is anything to do for the session; else do what little is to be said in the headers."""
+def _is_to_be_saved(visit: RequestState, response: web.StreamResponse, *, is_alone: bool) -> bool:
+    """Whether there is anything to do for the session; else do what little is to be said in the headers.
+
+    Raises:
+        StorageUnavailable: the response is a 500 that an outage has led to.
+        RuntimeError: the session was changed, and only `save_before_headers` could save it.
+    """
     state = visit.state
-    if state is None:
-        if isinstance(response, web.StreamResponse):
-            _vary_on_failure(visit, response)
+    is_unasked = state is None and visit.failure is None
+    if is_unasked or (prepared := getattr(response, "prepared", None)) is None:
+        return False  # aiohttp tells what it thinks of a response that is none
+    if response.status == FAILED:
+        if visit.failure is not None and not prepared:
+            raise visit.failure
         return False
-    prepared = getattr(response, "prepared", None)
-    if prepared is None:  # aiohttp tells what it thinks of what the handler gave
+    if state is None:  # a page for those who have a session and those who have none
+        add_vary(response.headers)
         return False
     if state.clean_until and visit.manager.now() < state.clean_until:
         add_vary(response.headers)
         return False
-    if prepared and not visit.headers_sent:
+    if is_alone and prepared and not visit.headers_sent:
         if visit.manager.is_changed(state):
             raise RuntimeError(
                 "the session was changed, and the handler prepared the response itself; "
@@ -155,7 +174,7 @@ def _is_to_be_saved(visit: RequestState, response: web.StreamResponse) -> bool:
     return True
 
 
-async def _save(visit: RequestState, request: web.Request, response: web.StreamResponse) -> None:
+async def save(visit: RequestState, request: web.Request, response: web.StreamResponse) -> None:
     """Save the session, and another one that has begun meanwhile; then say it in the headers."""
     saved = None
     while saved is not visit.state:
@@ -165,54 +184,6 @@ async def _save(visit: RequestState, request: web.Request, response: web.StreamR
         visit.manager.answer(request, response, saved)
 
 
-def saving_before_headers(manager: SessionManager[Any]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
-        """Save for a response that the handler prepares itself: a stream, server-sent events, a WebSocket."""
-        try:
-            visit: RequestState | None = request[REQUEST_STATE]
-        except KeyError:  # another middleware answered first
-            return
-        while visit is not None and visit.manager is not manager:
-            visit = visit.outer
-        if visit is None or visit.headers_sent:  # saved already, or the error page of a crashed handler
-            return
-        if visit.state is None:
-            _vary_on_failure(visit, response)
-        else:
-            try:
-                await _save(visit, request, response)
-            except BaseException:
-                _unprepare(request, response)
-                raise
-        visit.headers_sent = True
-
-    return on_prepare
-
-
-def _vary_on_failure(visit: RequestState, response: web.StreamResponse) -> None:
-    """Keep the page that a handler shows while the storage is down from those who have a session."""
-    if visit.failure is not None:
-        add_vary(response.headers)
-
-
-def _unprepare(request: web.Request, response: web.StreamResponse) -> None:
-    """Undo what `prepare` did before it came here, as the response will not be sent.
-
-    The writer may chunk, compress or count for it, and would do so with the error page, which has
-    other headers. The response itself must not count as prepared: writing to it would send a body
-    without headers. What was said in its headers for a parent's session is to be said again.
-    """
-    visit: RequestState | None = request.get(REQUEST_STATE)
-    while visit is not None:
-        visit.headers_sent = False
-        visit = visit.outer
-    writer: Any = request.writer
-    writer.chunked = False
-    writer.length = None
-    writer._compress = None  # noqa: SLF001  (aiohttp has no other way)
-    response._payload_writer = None  # noqa: SLF001  (likewise)
-
-
 async def _another_task(visit: RequestState) -> None:
     """Wait until the task that loads the session has ended, however it ends."""
     waiter = asyncio.get_running_loop().create_future()
@@ -220,12 +191,15 @@ async def _another_task(visit: RequestState) -> None:
     await waiter
 
 
-def _as_response(error: SessionError) -> web.HTTPException:
+def as_response(error: SessionError, manager: SessionManager[Any]) -> web.HTTPException:
     if isinstance(error, StorageUnavailable):
+        storage = manager if error.storage is None else error.storage
         if isinstance(error, StorageRefused):
-            log_throttled(logger.error, "the session storage will not serve, requests are answered 503: %s", error)
+            what = "the session storage will not serve, requests are answered 503: %s"
+            log_throttled(logger.error, what, error, about=storage)
         else:
-            log_throttled(logger.warning, "the session storage is unavailable, requests are answered 503: %s", error)
+            what = "the session storage is unavailable, requests are answered 503: %s"
+            log_throttled(logger.warning, what, error, about=storage)
         return web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: str(RETRY_AFTER), hdrs.VARY: "Cookie"})
     logger.info("answered 409: %s", error)
     return web.HTTPConflict(headers={hdrs.VARY: "Cookie"})

@@ -11,7 +11,7 @@ from .._engine.state import Apart, SessionManager
 from ..errors import StorageUnavailable
 from ..session import Session
 
-__all__ = ["GIVEN", "MANAGER", "REQUEST_STATE", "RequestState", "begin", "end", "have"]
+__all__ = ["GIVEN", "MANAGER", "REQUEST_STATE", "RequestState", "begin", "drop", "end", "have", "leave"]
 
 
 class RequestState:
@@ -20,6 +20,8 @@ class RequestState:
     # What most requests never change stands here once, and not in each of them.
     manager: SessionManager[Any]
     outer: RequestState | None
+    inner: RequestState | None = None
+    """A sub-app's, whose middleware has ended."""
     received: web.Request | None
     """By the middleware; `None` after the end."""
     request: web.Request | None = None
@@ -28,14 +30,21 @@ class RequestState:
     """Of the session, once it is loaded."""
     session: Session | None = None
     failure: StorageUnavailable | None = None
+    """What the storage failed with when the request asked for its session, or a handler for its saving."""
     is_loading: bool = False
     """A task of the request loads the session."""
     waiting: tuple[asyncio.Future[None], ...] = ()
     """The other tasks that want it."""
+    has_left: bool = False
+    """The middleware has ended."""
     headers_sent: bool = False
-    """The headers are sent, or the response is on its way."""
+    """The headers are sent, or there will be no response."""
     extends: bool = False
     """The request counts as use of the session."""
+
+    def failed(self, error: StorageUnavailable) -> None:
+        """Take note of an outage."""
+        self.failure = error
 
 
 def begin(manager: SessionManager[Any], outer: RequestState | None, received: web.Request) -> RequestState:
@@ -56,12 +65,27 @@ def have(visit: RequestState, state: Any, session: Session | None = None) -> Ses
 _USED, _UNUSED = (Apart(headers_sent=True, extends=extends) for extends in (True, False))
 
 
+def leave(visit: RequestState) -> None:
+    """Take note that the middleware has ended; the headers may still be on their way."""
+    if visit.headers_sent:
+        end(visit)
+    else:
+        visit.has_left = True
+
+
 def end(visit: RequestState) -> None:
     """Let go of the request, which holds this, so that both are freed without the collector."""
     visit.headers_sent = True
     visit.received = visit.request = None
     if visit.state is not None:
         visit.state.request = _USED if visit.extends else _UNUSED
+
+
+def drop(visit: RequestState) -> None:
+    """Forget the session and its changes, as the handler has failed; who asks for it now gets what is stored."""
+    if visit.state is not None:
+        visit.state.request = _USED if visit.extends else _UNUSED
+    visit.state = visit.session = None
 
 
 # aiohttp before 3.14 has no RequestKey, and keeps what a request carries under strings.

@@ -7,9 +7,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from http.cookies import SimpleCookie
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ..cookie import Cookie
+from aiohttp import hdrs
+from multidict import CIMultiDictProxy
+
+from ..cookie import MAX_LOOKED_AT, Cookie
 from ..errors import ConfigError
 from ..url import nearest
 
@@ -30,6 +34,12 @@ class LegacySession(NamedTuple):
     """Seconds since the epoch of its last write; `None` where it does not say."""
     data: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<LegacySession of {len(self.data)} keys>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
+
 
 @dataclass(frozen=True)
 class Legacy:
@@ -39,12 +49,23 @@ class Legacy:
     """The attributes that it gave its cookie decide how that can be removed."""
     ids: re.Pattern[str]
 
-    def id_in(self, cookies: Mapping[str, str]) -> str | None:
-        """Give the id that a request carries, if it has the form of one."""
+    def id_in(self, headers: CIMultiDictProxy[str], cookies: Mapping[str, str]) -> str | None:
+        """Return the id that a request carries, if it has the form of one, and if there is one only.
+
+        Of several, a sibling domain may have set all but one.
+        """
         value = cookies.get(self.cookie.name)
-        if value is None or not self.ids.fullmatch(value) or len(self.key(value)) > _LONGEST_KEY:
-            return None
-        return value
+        return value if (value,) == self.ids_in(headers) else None
+
+    def ids_in(self, headers: CIMultiDictProxy[str]) -> tuple[str, ...]:
+        """Return all that a request carries and that have the form of an id."""
+        unquoted = SimpleCookie().value_decode  # aiohttp quotes what a token cannot hold
+        ours = re.compile(rf"(?:^|;)[ \t]*{re.escape(self.cookie.name)}=([^;]*)")
+        sent = (
+            unquoted(value.strip())[0] for header in headers.getall(hdrs.COOKIE, ()) for value in ours.findall(header)
+        )
+        found = dict.fromkeys(one for one in sent if self.ids.fullmatch(one) and len(self.key(one)) <= _LONGEST_KEY)
+        return tuple(found)[:MAX_LOOKED_AT]
 
     def key(self, session_id: str) -> str:
         """Give the key of a record, in ASCII."""

@@ -6,6 +6,9 @@ that names the new id. Whoever finds a redirect follows it, so requests that com
 and a visitor whose response was lost finds it again. The old record is removed before anybody is given the session. So
 once its owner logs out nothing is left to be taken over, and a request that had read the old record before finds the
 redirect.
+
+If a request carries a live session of ours as well, that one counts, and the old one is ended. An old cookie is never
+removed from the browser while its record stays: nobody could log out of it any more.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from aiohttp import hdrs, web
 
+from .._caching import forbid_caching
 from .._engine.manager import StorageSessionManager
 from .._engine.state import SessionState
 from .._log import log_throttled, logger
-from ..codec import Envelope
-from ..cookie import PresentedId, forbid_caching, key_of_id
+from ..codec import Envelope, UndecodableError, UnknownFormatError, unpack_envelope
+from ..cookie import PresentedId, key_of_id
 from ..errors import ConfigError, StorageUnavailable
 from ..storage import Conflict, Write
 from .legacy import Legacy, LegacySource
@@ -51,7 +55,7 @@ class SessionTakeover:
         self._writer = manager.writer
         self._source = source
         self._legacy = legacy
-        self._old_ids: WeakKeyDictionary[SessionState, str] = WeakKeyDictionary()
+        self._old_ids: WeakKeyDictionary[SessionState, tuple[str, ...]] = WeakKeyDictionary()
         """What the requests of these sessions carried besides."""
         self._left_alone: WeakSet[SessionState] = WeakSet()
         """New sessions whose visitors' old ones can be taken over only if the app is set up otherwise."""
@@ -63,8 +67,8 @@ class SessionTakeover:
 
     def watch(self, request: web.BaseRequest, state: SessionState) -> None:
         """Remember which old cookie must not bring back what ends here."""
-        if (old_id := self._legacy.id_in(request.cookies)) is not None:
-            self._old_ids[state] = old_id
+        if old_ids := self._legacy.ids_in(request.headers):
+            self._old_ids[state] = old_ids
 
     async def adopt(self, request: web.BaseRequest, state: SessionState) -> PresentedId | None:
         """Return the id of the session that has taken the place of the one in the request's old cookie.
@@ -72,8 +76,10 @@ class SessionTakeover:
         Raises:
             StorageUnavailable: the storage did not answer in time.
         """
-        old_id = self._legacy.id_in(request.cookies)
+        old_id = self._legacy.id_in(request.headers, request.cookies)
         if old_id is None:
+            if self._legacy.ids_in(request.headers):  # several, whose records stay
+                self._left_alone.add(state)
             return None
         # Not batched, as it happens once to a visitor. The redirect is looked for last: who finds no old record because
         # another request has just taken it over finds the redirect, which was there before it was removed.
@@ -102,7 +108,7 @@ class SessionTakeover:
             raise
         except Exception as error:  # noqa: BLE001  (of any codec: theirs held what ours cannot)
             what = "a session of aiohttp-session cannot be taken over, and its visitor is anonymous: %s"
-            log_throttled(logger.warning, what, error)
+            log_throttled(logger.warning, what, error, about=self._storage)
             self._left_alone.add(state)
             return None
         session_id = await self._redirect(old_id, fresh.id, self._ttl)
@@ -112,21 +118,54 @@ class SessionTakeover:
             self._writer.discard(fresh.key)  # another request was faster
         return session_id
 
+    async def supersede(self, request: web.BaseRequest, state: SessionState) -> None:
+        """End what the old cookie names beside a live session of ours, and have that cookie removed.
+
+        A cookie that is removed while its record stays leaves a session that its owner cannot end.
+
+        Raises:
+            StorageUnavailable: the storage did not answer in time.
+        """
+        if self._legacy.cookie.name not in request.cookies:
+            return
+        state.touch(0)  # also a request that only reads has a cookie to remove
+        for old_id in self._legacy.ids_in(request.headers):
+            successor = await self._end(old_id)
+            if successor is not None and state.snapshot is not None and successor != state.snapshot.key:
+                await self._remove(successor)
+
     async def forget(self, state: SessionState) -> str | None:
         """End what the old cookie of a session's request could bring back; return the key of its successor.
 
         Raises:
             StorageUnavailable: the storage did not answer in time.
         """
-        old_id = self._old_ids.get(state)
-        if old_id is None:
-            return None
+        key = None
+        for old_id in self._old_ids.get(state, ()):
+            if key is not None:
+                await self._remove(key)
+            key = await self._end(old_id)
+        return key
+
+    async def _end(self, old_id: str) -> str | None:
+        """Remove an old record for good; return the key of the session that has taken its place, if one has."""
         key = self._legacy.key(old_id)
         # Where there is nothing to end, the redirect need not last: anybody can make up an old id.
         ttl = LEAST_TTL if await self._source.read_legacy(key) is None else self._ttl
-        successor = await self._redirect(old_id, secrets.token_urlsafe(32), ttl)
+        nobody = secrets.token_urlsafe(32)
+        successor = await self._redirect(old_id, nobody, ttl)
         await self._source.remove_legacy(key)
-        return self._writer.key_of(successor)
+        return None if successor == nobody else self._writer.key_of(successor)
+
+    async def _remove(self, key: str) -> None:
+        """Remove a session that lives; not one that was renewed, as it may be the visitor's own."""
+        (record,) = await self._storage.load([key])
+        try:
+            if record is not None and unpack_envelope(record.data):
+                await self._storage.save([Write(key, record.version, None, 1)])
+                logger.info("session %s destroyed, as its visitor has another", key[:8])
+        except (UndecodableError, UnknownFormatError):
+            return
 
     def answer(self, request: web.BaseRequest, response: web.StreamResponse, state: SessionState) -> None:
         """Remove the old cookie from the browser."""

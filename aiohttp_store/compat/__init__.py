@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .abstract import AbstractStorage, SimpleCookieStorage
+from .abstract import CookieParams as _CookieParams  # noqa: F401  (apps take it from aiohttp-session under this name)
 from .alias import install_as_aiohttp_session
 from .session import Session, SessionData
 from .web import get_session, new_session, session_middleware, setup

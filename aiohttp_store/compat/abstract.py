@@ -171,7 +171,8 @@ class SealedCookieStorage(AbstractStorage):
             data = self._decoder(self.unseal(cookie.encode()).decode())
         except Exception as error:  # noqa: BLE001  (whatever a visitor can make a library raise)
             reason = type(error).__name__
-            log_throttled(logger.warning, "a session's cookie cannot be opened (%s); its visitor is anonymous", reason)
+            what = "a session's cookie cannot be opened (%s); its visitor is anonymous"
+            log_throttled(logger.warning, what, reason, about=self)
             data = {}
         return Session(None, data=data, new=False, max_age=self.max_age)
 

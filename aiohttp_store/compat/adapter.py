@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
+import weakref
 from collections.abc import Callable, Collection, Coroutine, MutableMapping
 from typing import Any, TypeVar, cast
 
 from aiohttp import hdrs, web
 
 from .. import compat
+from .._caching import add_vary, forbid_caching
 from .._engine.state import SessionState
-from .._lifecycle.request_state import RequestState
+from .._lifecycle.middleware import get_session
+from .._lifecycle.request_state import REQUEST_STATE, RequestState
 from .._log import log_throttled, logger
-from ..cookie import Cookie, add_vary, forbid_caching
+from ..cookie import Cookie
 from ..errors import ConfigError, StorageUnavailable
-from .session import Kept, Session, StoredSession, kept_of
+from ..session import Session as OurSession
+from .kept import Kept
+from .session import Session, StoredSession, kept_of, with_state
 
 __all__ = ["AiohttpSessionAdapter", "adopted", "make_session", "put"]
 
@@ -62,9 +68,11 @@ class AiohttpSessionAdapter:
 
     def present(self, kept: Kept) -> Session:
         """Return the session that the storage made, and put it where libraries look for it."""
-        put(kept.http_request, compat.SESSION_KEY, kept.session)
-        put(kept.http_request, compat.STORAGE_KEY, self.storage)
-        return kept.session
+        session, request = _session_of(kept), _request_of(kept)
+        kept.presented = weakref.ref(session)  # the request holds it
+        put(request, compat.SESSION_KEY, session)
+        put(request, compat.STORAGE_KEY, self.storage)
+        return session
 
     async def load(self, request: web.BaseRequest) -> Kept:
         """Return the session of the request, or the one that a test has put there.
@@ -75,18 +83,19 @@ class AiohttpSessionAdapter:
         """
         preset: Any = request.get(compat.SESSION_KEY)
         if issubclass(type(preset), Session) and kept_of(preset).manager is None:
-            return self._keep(request, kept_of(preset))
+            return self._keep(request, preset)
         return self._keep(request, await self._read(request))
 
     async def new(self, request: web.BaseRequest, old: Kept | None) -> Kept:
         """Return an empty session; the old one's record is emptied when it is saved, loaded or not."""
-        ended = await self._read(request) if old is None else old
+        ended = self._keep(request, await self._read(request)) if old is None else old
         make = getattr(self.storage, "new_session", None)
         session = Session(None, data=None, new=True) if make is None else adopted(self.storage, await self._ask(make()))
-        kept = kept_of(session)
+        kept = self._keep(request, session)
         ended.begin_anew()
-        kept.ended = ended.ended
-        return self._keep(request, kept)
+        kept.ended, ended.ended = ended.ended, ()
+        ended.is_gone = True
+        return kept
 
     async def save(self, request: web.BaseRequest, response: web.StreamResponse, kept: Kept) -> None:
         """Let the storage save the session if it has changed.
@@ -96,7 +105,7 @@ class AiohttpSessionAdapter:
             RuntimeError: the headers are sent, and the storage keeps the data in the cookie.
         """
         if self.is_changed(kept):
-            await self._write(request, response, kept)
+            await self._write(request, response, _session_of(kept))
 
     def answer(self, _request: web.BaseRequest, response: web.StreamResponse, _kept: Kept) -> None:
         """Say that the response depends on the cookie, which the storage has set."""
@@ -111,14 +120,22 @@ class AiohttpSessionAdapter:
     async def commit(self, kept: Kept) -> None:
         """Save now; a cookie that this needs is set at the end, when the session is saved again."""
         if not kept.is_gone:
-            await self._write(kept.http_request, web.Response(), kept)
-            kept.is_changed = not kept.request.headers_sent
+            await self._commit(_session_of(kept))
+
+    async def _commit(self, session: Session) -> None:
+        kept = kept_of(session)
+        ended = kept.ended
+        await self._write(_request_of(kept), web.Response(), session)
+        kept.is_changed = not kept.request.headers_sent
+        if kept.is_changed and (None in ended or not kept.is_something):
+            kept.ended = ended  # whose cookie is to be cleared in the response
 
     async def reload(self, kept: Kept) -> None:
         """Read the session again, as the request's cookie names it."""
-        if kept.kept_under != kept.loaded_under:  # the storage can only be asked by the request's cookie
+        # The storage can only be asked by the request's cookie.
+        if kept.is_gone or kept.ended or kept.has_ended or kept.kept_under != kept.loaded_under:
             return
-        read = await self._read(kept.http_request)
+        read = kept_of(await self._read(_request_of(kept)))
         if kept.kept_under is not None and read.kept_under != kept.kept_under:
             kept.is_gone = True
             return
@@ -126,29 +143,49 @@ class AiohttpSessionAdapter:
         kept.image = repr(kept.data)
 
     async def apply(self, kept: Kept, change: Callable[[Kept], T]) -> T:
-        """Run `change` once and save: such a storage cannot tell who else has written."""
-        result = change(kept)
-        if asyncio.iscoroutine(result):
-            result.close()
-            raise TypeError("apply() runs a plain function, and this one is async: await before apply()")
-        kept.is_changed = True
-        await self.commit(kept)
+        """Run `change` once on a copy and save that: such a storage cannot tell who else has written."""
+        async with kept.lock:
+            if kept.is_gone:
+                return cast("T", None)
+            before, fork = kept.fork(), kept.fork()
+            result = change(fork)
+            if asyncio.iscoroutine(result):
+                result.close()
+                raise TypeError("apply() runs a plain function, and this one is async: await before apply()")
+            fork.is_changed = True
+            await self._commit(with_state(_session_of(kept), fork))
+            if fork.is_gone:
+                kept.is_gone = True
+            else:
+                kept.adopt(before, fork)
         return result
 
-    def _keep(self, request: web.BaseRequest, kept: Kept) -> Kept:
-        kept.manager, kept.http_request = self, request
+    def _keep(self, request: web.BaseRequest, session: Session) -> Kept:
+        """Make a session that of a request; if the storage gave it to another before, as from a cache, a copy of it."""
+        kept = kept_of(session)
+        if kept.manager is not None:
+            known = {"identity": kept.identity, "kept_under": kept.kept_under, "is_new": not kept.data}
+            kept = Kept(data=copy.deepcopy(kept.data), created=kept.created, max_age=kept.max_age, **known)
+            session = with_state(session, kept)
+        elif not kept.is_new:
+            kept.kept_under = kept.identity
+        kept.loaded_under = kept.kept_under
+        kept.manager, kept.loaded_for = self, _apart(request)
         kept.image = repr(kept.data)
+        kept.presented = lambda: session  # until the request holds it
         return kept
 
-    async def _read(self, request: web.BaseRequest) -> Kept:
+    async def _read(self, request: web.BaseRequest) -> Session:
         try:
-            return kept_of(adopted(self.storage, await self._ask(self.storage.load_session(request))))
+            return adopted(self.storage, await self._ask(self.storage.load_session(request)))
         except (ValueError, LookupError) as error:
             name, reason = type(self.storage).__name__, type(error).__name__
-            log_throttled(logger.warning, "a %s could not read a session (%s); its visitor is anonymous", name, reason)
-            return kept_of(Session(None, data=None, new=True))
+            what = "a %s could not read a session (%s); its visitor is anonymous"
+            log_throttled(logger.warning, what, name, reason, about=self.storage)
+            return Session(None, data=None, new=True)
 
-    async def _write(self, request: web.BaseRequest, response: web.StreamResponse, kept: Kept) -> None:
+    async def _write(self, request: web.BaseRequest, response: web.StreamResponse, session: Session) -> None:
+        kept = kept_of(session)
         before = response.cookies.output()
         has_records = None not in kept.ended  # else the cookie holds the data, and is one and the same
         if not (has_records and kept.is_something):
@@ -156,7 +193,7 @@ class AiohttpSessionAdapter:
         self._learn_identity(response, kept)  # where the handler has saved it by hand
         if kept.is_something:
             kept.created = int(time.time())
-            await self._ask(self.storage.save_session(request, response, kept.session))
+            await self._ask(self.storage.save_session(request, response, session))
             sent = response.cookies.get(self.cookie.name)
             if kept.request.headers_sent and sent is not None and sent.value and sent.value != str(kept.identity):
                 raise RuntimeError(
@@ -222,12 +259,57 @@ def put(request: web.BaseRequest, name: str, value: object) -> None:
     request._state[name] = value  # noqa: SLF001  (aiohttp has no other way)
 
 
+def _session_of(kept: Kept) -> Session:
+    session = kept.presented()
+    assert session is not None  # who asks holds it
+    return session
+
+
+def _request_of(kept: Kept) -> web.BaseRequest:
+    """Return the request that a session is for, or a copy of it once that has ended."""
+    visit = kept.request
+    current = (visit.request or visit.received) if isinstance(visit, RequestState) else None
+    return cast("web.BaseRequest", kept.loaded_for) if current is None else current
+
+
+def _apart(request: web.BaseRequest) -> web.BaseRequest:
+    """Return a copy of a request without its session, so that the session can have it without being its own owner."""
+    apart = copy.copy(request)
+    without = (REQUEST_STATE, compat.SESSION_KEY)
+    apart._state = {key: value for key, value in request._state.items() if key not in without}  # noqa: SLF001  (likewise)
+    return apart
+
+
 def make_session(state: SessionState) -> StoredSession:
-    """Return one of our own sessions, and put it where libraries look for aiohttp-session's."""
+    """Return one of our own sessions, and put it where libraries look for aiohttp-session's, and for its storage."""
     session, visit = StoredSession(state), state.request
     if isinstance(visit, RequestState) and visit.received is not None:
-        put(visit.request or visit.received, compat.SESSION_KEY, session)
+        request = visit.request or visit.received
+        put(request, compat.SESSION_KEY, session)
+        put(request, compat.STORAGE_KEY, StoredSessions(visit.manager.cookie))
     return session
+
+
+class StoredSessions:
+    """What libraries find as the storage of our own sessions, for those that save by hand."""
+
+    max_age = None
+
+    def __init__(self, cookie: Cookie) -> None:
+        self.cookie_name = cookie.name
+
+    async def load_session(self, request: web.Request) -> OurSession:
+        """Return the request's session."""
+        return await get_session(request)
+
+    async def save_session(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        session: OurSession,
+    ) -> None:
+        """Store the session now."""
+        await session.save()
 
 
 def _tell(response: web.StreamResponse) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import time
 from abc import ABCMeta
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
-from .._engine.state import EXPOSED, NO_REQUEST, RequestLink, refuse
+from .._engine.lifetimes import SKEW
+from .._engine.state import EXPOSED, refuse
 from ..session import Duration, seconds
 from ..session import Session as OurSession
+from .kept import Kept, unguessable
 
-__all__ = ["Kept", "Session", "SessionData", "StoredSession", "kept_of"]
+if TYPE_CHECKING:
+    from typing import Self
 
-_UNGUESSABLE = re.compile(r"[A-Za-z0-9_-]{22,}")
-"""What 128 random bits take in base64url; no user name, number or address in most apps."""
+__all__ = ["Session", "SessionData", "StoredSession", "kept_of", "with_state"]
 
 
 class SessionData(TypedDict, total=False):
@@ -32,55 +32,6 @@ class _AnySession(ABCMeta):
         return isinstance(instance, OurSession) if cls is Session else super().__instancecheck__(instance)
 
 
-@dataclass(eq=False)
-class Kept:
-    """The state of a session that a storage written for aiohttp-session keeps."""
-
-    session: Session
-    identity: Any
-    data: dict[str, Any]
-    created: int
-    max_age: int | None
-    is_new: bool
-    kept_under: Any
-    """The id that the storage knows it by, if it is stored."""
-    loaded_under: Any
-    """The id that the request's cookie names."""
-    ended: tuple[Any, ...] = ()
-    """The ids of records that are to be emptied."""
-    has_ended: bool = False
-    """The next write begins another session."""
-    is_changed: bool = False
-    is_gone: bool = False
-    image: str = "{}"
-    """The data at the last load or save, so that changes of nested values are seen."""
-    manager: Any = None
-    http_request: Any = None
-    request: RequestLink = NO_REQUEST
-    clean_until: float = 0.0
-    snapshot: None = None
-
-    @property
-    def is_something(self) -> bool:
-        """Whether there is anything to store, or to remove."""
-        return bool(self.data) or not self.is_new or self.kept_under is not None
-
-    def touch(self, dirty: int = 0) -> None:
-        """Do nothing: changes are seen by comparison."""
-
-    def use(self) -> None:
-        """Note that the data has changed."""
-        self.is_changed = True
-        self.created = int(time.time())
-
-    def begin_anew(self) -> None:
-        """Have another id, and the record under this one emptied."""
-        if not self.is_new or self.kept_under is not None:
-            self.ended += (self.identity,)
-        self.identity = self.kept_under = None
-        self.is_new, self.has_ended = True, False
-
-
 class Session(OurSession, metaclass=_AnySession):
     """A session that a storage written for aiohttp-session makes and saves.
 
@@ -92,6 +43,12 @@ class Session(OurSession, metaclass=_AnySession):
     if not TYPE_CHECKING:
         __setattr__ = object.__setattr__  # as theirs, on which middlewares leave objects for handlers
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make the state, which an app's own `__init__` fills by aiohttp-session's private names."""
+        session = super().__new__(cls)
+        session._state = Kept()
+        return session
+
     def __init__(self, identity: Any, *, data: SessionData | None, new: bool, max_age: int | None = None) -> None:
         now = int(time.time())
         stored = {} if data is None else _readable(data, max_age, now)
@@ -99,7 +56,6 @@ class Session(OurSession, metaclass=_AnySession):
         identity = None if stored is None else identity
         kept_under = None if is_new else identity
         self._state = Kept(
-            self,
             identity,
             data=dict(stored["session"]) if stored else {},
             created=now if is_new or not stored else stored.get("created") or now,
@@ -154,6 +110,46 @@ class Session(OurSession, metaclass=_AnySession):
     def _mapping(self, mapping: dict[str, Any]) -> None:
         self._state.data = mapping
 
+    @property
+    def _identity(self) -> Any:
+        return self._state.identity
+
+    @_identity.setter
+    def _identity(self, identity: Any) -> None:
+        state = self._state
+        if state.manager is None:
+            state.identity = identity
+        elif identity != state.identity:
+            chosen = None if identity is None else unguessable(identity)
+            state.begin_anew()
+            state.identity, state.is_changed = chosen, True
+
+    @property
+    def _new(self) -> bool:
+        return self._state.is_new
+
+    @_new.setter
+    def _new(self, is_new: bool) -> None:
+        if is_new and self._state.manager is not None:
+            self._state.begin_anew()
+        self._state.is_new = is_new
+
+    @property
+    def _created(self) -> int:
+        return self._state.created
+
+    @_created.setter
+    def _created(self, created: int) -> None:
+        self._state.created = created
+
+    @property
+    def _max_age(self) -> int | None:
+        return self._state.max_age
+
+    @_max_age.setter
+    def _max_age(self, max_age: int | None) -> None:
+        self._state.max_age = max_age
+
     def changed(self) -> None:
         """Save the session even if its data looks the same."""
         self._state.is_changed = True
@@ -179,12 +175,7 @@ class Session(OurSession, metaclass=_AnySession):
         """
         if not self.new:
             raise RuntimeError("only a session that is new can be given an id; renew() gives any session a new one")
-        if not isinstance(identity, str) or not _UNGUESSABLE.fullmatch(identity):
-            raise ValueError(
-                "the id given to set_new_identity() can be guessed, and whoever knows it has the session; leave it to "
-                "the storage, or give at least 22 characters from secrets.token_urlsafe() or uuid4().hex"
-            )
-        self._state.identity = identity
+        self._state.identity = unguessable(identity)
 
     async def save(self) -> None:
         """Store the session now; see `aiohttp_store.Session`."""
@@ -195,7 +186,7 @@ class Session(OurSession, metaclass=_AnySession):
         state = self._state
         if state.has_ended:
             state.begin_anew()
-        if state.request.headers_sent and state.kept_under is None:
+        if state.request.headers_sent and state.kept_under is None and not state.is_gone:
             refuse("a new session, and one that is kept in its cookie, needs a cookie")
         state.data[key] = value
         state.use()
@@ -212,6 +203,11 @@ class Session(OurSession, metaclass=_AnySession):
 def kept_of(session: Session) -> Kept:
     """Return the state of a session that a storage has made."""
     return session._state  # noqa: SLF001  (what storages are given is the session)
+
+
+def with_state(session: Session, kept: Kept) -> Session:
+    """Return a copy of a session, with the attributes that an app has given it, that has another state."""
+    return session._of(kept)  # type: ignore[arg-type]  # noqa: SLF001  (likewise)
 
 
 class StoredSession(OurSession):
@@ -251,6 +247,31 @@ class StoredSession(OurSession):
         self._state.touch(EXPOSED)
         return self._state.data
 
+    @_mapping.setter
+    def _mapping(self, mapping: dict[str, Any]) -> None:
+        self.clear()
+        self.update(mapping)
+
+    @property
+    def _identity(self) -> str | None:
+        return self.identity
+
+    @_identity.setter
+    def _identity(self, identity: object) -> None:
+        self.set_new_identity(identity)
+
+    @property
+    def _new(self) -> bool:
+        return self.new
+
+    @property
+    def _created(self) -> float:
+        return self.created
+
+    @property
+    def _max_age(self) -> float | None:
+        return self.idle_timeout
+
 
 def _readable(data: object, max_age: int | None, now: int) -> Any:
     """Give the data if it is a session's and not too old, else `None`."""
@@ -259,4 +280,4 @@ def _readable(data: object, max_age: int | None, now: int) -> Any:
     created = data.get("created") or 0
     if isinstance(created, bool) or not isinstance(created, int | float):
         return None
-    return None if max_age is not None and now - created > max_age else data
+    return None if max_age is not None and not -SKEW <= now - created <= max_age else data

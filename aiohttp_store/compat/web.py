@@ -59,7 +59,7 @@ def session_middleware(storage: Any) -> Middleware:
     """
     manager = app_setup.session_manager(_checked(storage), {})
     _present_theirs(manager)
-    inner, outer = middleware.middleware_of(manager), _announcing(storage)
+    inner, outer = middleware.middleware_of(manager, is_alone=True), _announcing(storage)
 
     @web.middleware
     async def both(request: web.Request, handler: Handler) -> web.StreamResponse:

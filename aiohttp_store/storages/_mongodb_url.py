@@ -81,7 +81,14 @@ class Source(NamedTuple):
     """How `open` makes a client of our own, and what `repr` says of it."""
 
     connect: Callable[[], Any]
+    """It holds the whole URL."""
     shown: str
+
+    def __repr__(self) -> str:
+        return f"<Source {self.shown}>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
 
 class _Pool(Pool):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import aiomysql  # type: ignore[import-untyped]
 from pymysql.constants import CR  # type: ignore[import-untyped]
 
-from ..errors import StorageUnavailable
+from ..errors import StorageRefused, StorageUnavailable
 from ._mysql_driver import LOST, NOT_WRITABLE, UNREACHABLE, Connection, error_code, execute
+from ._mysql_refusals import advice
 from ._pool import Pool
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _GUARD = (
     "(SELECT 1 UNION ALL SELECT 2));"
 )
 _STAGGER = 0.25
+_PATIENCE = 0.75  # of the time that a new connection has, within which a server says something
 _SEARCH_PAUSE = 0.1  # so that an outage is no storm of reconnects
 _IDLE = 45.0  # proxies and firewalls drop what was silent for 60 s, often without a word
 
@@ -52,11 +54,12 @@ class HostConnections:
         self._hosts = hosts
         # A call has the time to leave a host that is silent, and to learn that another one is as well.
         self._share = timeout / 3 if several else None
+        self._patience = _PATIENCE * (self._share or timeout)
         self._stagger = min(_STAGGER, timeout / (4 * len(hosts)))
         self._settings = settings
         self._pool: Pool[Connection] | None = None
         self._found: Connection | None = None  # the one with which the search ended, for the first call that asks
-        self._search: asyncio.Task[str] | None = None
+        self._search: asyncio.Task[dict[Host, aiomysql.MySQLError]] | None = None
         self._next_search = 0.0
 
     def __repr__(self) -> str:
@@ -148,12 +151,14 @@ class HostConnections:
                 return await self._connect_to(place)
             except aiomysql.MySQLError as error:
                 self._blame(place, error)
+                if len(self._hosts) > 1 and advice(error) and place == self.host:
+                    self.host = None  # another one may let us in
                 if self.host is not None:
                     raise
 
     async def _connect_to(self, place: Host) -> Connection:
         """Open a connection: if there are several hosts, within a share of the deadline and to a writable one."""
-        connection = Connection(place, _GUARD if len(self._hosts) > 1 else "", **self._settings)
+        connection = Connection(place, _GUARD if len(self._hosts) > 1 else "", self._patience, **self._settings)
         try:
             async with asyncio.timeout(self._share):
                 await connection.connect()
@@ -180,15 +185,23 @@ class HostConnections:
             self._search = asyncio.create_task(self._look_for_host())
         search = self._search
         await asyncio.wait({search})
-        complaint = "it is closed" if search.cancelled() else search.result()
-        if complaint:
-            raise StorageUnavailable(f"no host of {self!r} is writable: {complaint}")
+        if search.cancelled():
+            raise StorageUnavailable(f"{self!r} is not open")
+        if failures := search.result():
+            ways_out = {place: advice(error) for place, error in failures.items()}
+            said = "; ".join(
+                f"{_address(place)}: {error}{f' ({ways_out[place]})' if ways_out[place] else ''}"
+                for place, error in failures.items()
+            )
+            if all(ways_out.values()):
+                raise StorageRefused(f"every host of {self!r} refuses: {said}")
+            raise StorageUnavailable(f"no host of {self!r} is writable: {said}")
 
-    async def _look_for_host(self) -> str:
-        """Find the first host that is writable, or return what each of them said."""
+    async def _look_for_host(self) -> dict[Host, aiomysql.MySQLError]:
+        """Find the first host that is writable and return nothing, or return what each of them said."""
         loop = asyncio.get_running_loop()
         attempts: dict[Host, asyncio.Task[Connection]] = {}
-        said: list[str] = []
+        failures: dict[Host, aiomysql.MySQLError] = {}
         try:
             await asyncio.sleep(self._next_search - loop.time())
             for place in self._hosts:  # each begins when the one before has failed, or was silent for a moment
@@ -201,12 +214,12 @@ class HostConnections:
                 try:
                     connection = await attempt
                 except aiomysql.MySQLError as error:
-                    said.append(f"{_address(place)}: {error}")
+                    failures[place] = error
                 else:
                     del attempts[place]
                     self.host, self._found = place, connection
-                    return ""
-            return "; ".join(said)
+                    return {}
+            return failures
         finally:
             self._next_search = loop.time() + _SEARCH_PAUSE
             for attempt in attempts.values():

@@ -11,7 +11,7 @@ from ..storage import Write
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["BEGIN", "OVERHEAD", "Draft", "Table", "groups", "packets"]
+__all__ = ["BEGIN", "OVERHEAD", "Draft", "Table", "fitting", "groups", "packets"]
 
 T = TypeVar("T")
 
@@ -55,9 +55,10 @@ class Table(NamedTuple):
             "ENGINE=InnoDB ROW_FORMAT=DYNAMIC"
         )
 
-    def select(self, keys: Iterable[str]) -> str:
+    def select(self, keys: Sequence[str]) -> str:
+        """Select the records that are there; without its LIMIT, the server's `sql_select_limit` would hold."""
         wanted = ",".join(map(_text, keys))
-        return f"SELECT id,version,data FROM `{self.name}` WHERE id IN ({wanted}) AND expires>{_NOW}"
+        return f"SELECT id,version,data FROM `{self.name}` WHERE id IN ({wanted}) AND expires>{_NOW} LIMIT {len(keys)}"
 
     def delete(self, key: str) -> str:
         return f"DELETE FROM `{self.name}` WHERE id={_text(key)};"
@@ -103,7 +104,7 @@ class Table(NamedTuple):
             f"expires={_NOW}+INTERVAL {each(str(_ttl(draft.write)) for draft in group)} SECOND "
             f"WHERE {these} AND version={expected} AND expires>{_NOW};"
             f"SELECT id FROM `{self.name}` FORCE INDEX (PRIMARY) "
-            f"WHERE ROW_COUNT()<{len(group)} AND {these} AND version={stored};"
+            f"WHERE ROW_COUNT()<{len(group)} AND {these} AND version={stored} LIMIT {len(group)};"
         )
 
     def sweep(self, limit: int) -> str:
@@ -116,6 +117,11 @@ class Table(NamedTuple):
     def lock(self) -> str:
         """Return the name of the lock under which one process sweeps, at most 64 characters."""
         return f"CONCAT('aiohttp_store.', SHA1(CONCAT(DATABASE(), '.{self.name}')))"
+
+
+def fitting(keys: Iterable[str], packet: int) -> Iterator[list[str]]:
+    """Divide keys by what the packet of a `select` holds."""
+    return _divided(((key, len(_text(key)) + 1) for key in keys), packet)
 
 
 def groups(updates: Iterable[Draft], packet: int) -> Iterator[list[Draft]]:

@@ -67,7 +67,7 @@ class SentinelOptions(TCPOptions):
 
     sentinel_user: str | None = None
     """The user who logs in to the sentinels; the one of the URL logs in to the server."""
-    sentinel_password: str | None = None
+    sentinel_password: str | None = dataclasses.field(default=None, repr=False)
     """The password for the sentinels."""
 
 
@@ -146,7 +146,7 @@ _WAYS: dict[str, Callable[[StorageURL], tuple[Connections, RedisOptions]]] = {
 
 def _database(url: StorageURL, number: str) -> int:
     if number and not (number.isascii() and number.isdecimal()):
-        raise ConfigError(f"{number!r} in {url} is not the number of a database; write {url.scheme}://…/0")
+        raise ConfigError(f"{url.quoted(number)} is not the number of a database; write {url.scheme}://…/0")
     return int(number or 0)
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Self
 import aiomcache
 
 from .._takeover.legacy import LegacyOptions
-from ..errors import ConfigError, SessionTooLarge
+from ..errors import ConfigError, SessionTooLarge, StorageRefused, StorageUnavailable
 from ..storage import VERSION_SIZE, Gone, Outcome, Record, Saved, Sharded, Storage, Write, new_version, outcome
 from ..url import TLSOptions, positive
 from ._memcached_protocol import TOO_LARGE, Found, MemcachedError, Node, NodeConnections, add, cas, delete, remove
+from ._refusals import is_tls_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ _TOKEN_SIZE = 8
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 _LONGEST_PREFIX = 250 - 43
 _ITEM_OVERHEAD = 80  # what an item takes beside key and value: 59 bytes in 1.6, up to 80 in older builds
-_OUTAGES = (MemcachedError, asyncio.LimitOverrunError)
+_OUTAGES = (MemcachedError,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,11 @@ def _node_of(client: aiomcache.Client) -> Node:
     return Node(pool._host, pool._port, pool._maxsize, pool.conn_args)  # noqa: SLF001  (aiomcache has no other way)
 
 
+def _is_wordless(error: BaseException | None) -> bool:
+    """Whether a server has failed a call without saying why."""
+    return type(error) is StorageUnavailable and not isinstance(error.__cause__, MemcachedError)
+
+
 class _Change:
     """A write on its way to its outcome."""
 
@@ -103,7 +109,9 @@ class _Change:
         elif answer == b"NOT_FOUND" and self.expected is not None:
             self.outcome = Gone()  # also of a removal whose first answer was lost
         elif answer == TOO_LARGE:
-            size = len(self.write.data or b"")  # the limit was lowered since the item's size was asked for
+            if self.write.data is None:  # an item without a byte
+                raise MemcachedError(answer)
+            size = len(self.write.data)  # the limit was lowered since the item's size was asked for
             raise SessionTooLarge(size, size - 1, "memcached")
 
     def apply_found(self, found: Found | None) -> None:
@@ -163,6 +171,34 @@ class MemcachedStorage(Storage):
     async def open(self) -> None:
         if self._connections is None:
             self._connections = NodeConnections(self._node)
+            async with self.opening(*_OUTAGES):
+                pass
+
+    async def check(self) -> None:
+        """Do what any storage does, and find out what a server speaks that does not answer.
+
+        Raises:
+            StorageRefused: the server answers, and will not serve; the message names what to check.
+            StorageUnavailable: the server did not answer within `timeout`.
+        """
+        checking = asyncio.create_task(super().check())
+        try:
+            await asyncio.wait({checking}, timeout=self.timeout / 2)
+            if not checking.done() or _is_wordless(checking.exception()):
+                advice = await self._opened().other_protocol(within=self.timeout / 3)
+                if advice is not None:
+                    raise StorageRefused(f"{self!r} refuses: {advice}")
+            await checking
+        finally:
+            checking.cancel()
+            await asyncio.wait({checking})
+
+    def refusal(self, error: Exception) -> str | None:
+        if isinstance(error, MemcachedError):
+            return error.way_out
+        if is_tls_refusal(error):
+            return "check tls_ca, tls_cert and tls_key, and that the server is started with -Z"
+        return None
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         if not keys:
@@ -212,7 +248,7 @@ class MemcachedStorage(Storage):
 
     def _opened(self) -> NodeConnections:
         if self._connections is None:
-            raise RuntimeError(f"{self!r} is not open; await open() first")
+            raise StorageUnavailable(f"{self!r} is not open")
         return self._connections
 
     def _names(self, keys: Sequence[str]) -> list[bytes]:
@@ -263,8 +299,14 @@ class MemcachedNodes(Sharded):
         return f"<MemcachedNodes at {', '.join(self._nodes)}>"
 
     async def open(self) -> None:
-        for node in self._nodes.values():
-            await node.open()
+        await asyncio.gather(*(node.open() for node in self._nodes.values()))
+
+    async def check(self) -> None:
+        """Check every node; what one refuses comes before another's outage."""
+        checks = (node.check() for node in self._nodes.values())
+        failures = [failure for failure in await asyncio.gather(*checks, return_exceptions=True) if failure is not None]
+        if failures:
+            raise max(failures, key=lambda failure: isinstance(failure, StorageRefused))
 
     async def close(self) -> None:
         for node in self._nodes.values():

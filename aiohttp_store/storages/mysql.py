@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
+from ..errors import ConfigError, SessionTooLarge, StorageRefused
 from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome, retrying
 from ..url import Host, TLSOptions, identifier, positive
-from ._mysql_driver import LOCKED, OUTAGES, OUTDATED, GivenConnections, Result, error_code, execute
+from ._mysql_driver import LOCKED, OUTAGES, OUTDATED, GivenConnections, Result, error_code, execute, making_sense
 from ._mysql_hosts import HostConnections
-from ._mysql_statements import BEGIN, OVERHEAD, Draft, Table, groups, packets
+from ._mysql_refusals import advice
+from ._mysql_statements import BEGIN, OVERHEAD, Draft, Table, fitting, groups, packets
+from ._refusals import Unusable
 from ._sweeping import SLICE, Sweeper, rest
 
 if TYPE_CHECKING:
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
     from ..url import StorageURL
 
 __all__ = ["MySQLOptions", "MySQLStorage", "MySQLURLOptions"]
+
+
+# What a server may set otherwise for all its sessions, and what is built on here. An abandoned statement must not hold
+# row locks (50 s by default) or metadata locks (a day).
+_INIT = (
+    "SET SESSION completion_type=0, SESSION sql_mode='STRICT_ALL_TABLES', SESSION sql_big_selects=1, "
+    "SESSION sql_select_limit=18446744073709551615, SESSION sql_safe_updates=0, "
+    "SESSION innodb_lock_wait_timeout={rows}, SESSION lock_wait_timeout={tables};"
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +94,9 @@ class MySQLStorage(Storage):
         hosts = url.several_hosts(3306)
         database = url.path.removeprefix("/")
         if not database or "/" in database:
-            raise ConfigError(f"{url} must name one database; write {url.scheme}://user:password@host:3306/database")
+            raise ConfigError(
+                f"the path of the URL must name one database; write {url.scheme}://user:password@host:3306/database"
+            )
         if options.unix_socket and url.hosts not in ((), (Host("localhost", None),)):
             names = ", ".join(repr(host.name) for host in hosts)
             raise ConfigError(f"{url} names the host {names} and unix_socket=; leave one of them out")
@@ -96,9 +110,7 @@ class MySQLStorage(Storage):
             db=database,
             ssl=options.context(),
             autocommit=True,
-            # An abandoned statement must not hold row locks (50 s by default) or metadata locks (a day).
-            init_command=f"SET SESSION innodb_lock_wait_timeout={max(1, int(options.timeout / 2))}, "
-            f"SESSION lock_wait_timeout={max(1, int(options.timeout))}",
+            init_command=_INIT.format(rows=max(1, int(options.timeout / 2)), tables=max(1, int(options.timeout))),
         )
         return cls(connections, options)
 
@@ -116,8 +128,14 @@ class MySQLStorage(Storage):
         self._connections.open()
         self._packet = 0
         async with self.opening(*OUTAGES):
-            await self._prepare()
+            try:
+                await self._prepare()
+            except Unusable as error:
+                raise ConfigError(f"{self!r}: {error}; {error.way_out}") from error
         self._sweeper.start()
+
+    def refusal(self, error: Exception) -> str | None:
+        return advice(error)
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         if not keys:
@@ -149,7 +167,10 @@ class MySQLStorage(Storage):
     async def delete(self, keys: Sequence[str]) -> None:
         async with self.answering(*OUTAGES):
             await self._prepare()
-            await self._transact([self._table.delete(key) for key in sorted(keys)])
+            done = await self._transact([self._table.delete(key) for key in sorted(keys)])
+            with making_sense():
+                if len(done) != len(keys):
+                    raise ValueError(f"{len(done)} results of {len(keys)} statements")
 
     async def sweep(self) -> int:
         """Delete expired records in small batches, unless another process is at it, and return how many.
@@ -162,8 +183,11 @@ class MySQLStorage(Storage):
             async with self.answering(*OUTAGES):
                 await self._prepare()
                 connection = await stack.enter_async_context(self._connections.lend_to_sweep())
-                ((_, ((elected,),)),) = await execute(connection, f"SELECT GET_LOCK({lock}, 0)")
-            while int(elected):
+                answers = await execute(connection, f"SELECT GET_LOCK({lock}, 0)")
+                with making_sense():
+                    ((_, ((elected,),)),) = answers
+                    is_elected = bool(int(elected or 0))  # NULL if the server met an error
+            while is_elected:
                 began = loop.time()
                 async with self.answering(*OUTAGES):
                     swept = (await execute(connection, self._table.sweep(SLICE)))[-1].changed
@@ -184,16 +208,26 @@ class MySQLStorage(Storage):
         host = self._connections.host
         if self._packet and host == self._learned_from:
             return
-        ((packet, columns, largest, fitting),) = (await self._run(self._table.look()))[0].rows
-        if not int(columns):  # asked first, as CREATE wants its privilege also where the table exists
+        packet, columns, largest, is_ours = await self._look()
+        if not columns:  # asked first, as CREATE wants its privilege also where the table exists
             if not self.options.create_table:
-                raise StorageUnavailable(f"{self!r} failed: the table is missing, and create_table=false")
+                raise StorageRefused(f"{self!r} refuses: the table is missing, and create_table=false; make it")
             await self._run(self._table.create())
-            ((packet, columns, largest, fitting),) = (await self._run(self._table.look()))[0].rows
-        if not int(fitting):
-            raise ConfigError(f"{self!r}: the table has another layout; name another with ?table=, or drop it")
-        self._packet, self._largest = int(packet), min(int(largest), (int(packet) - 2 * OVERHEAD) // 2)
-        self._learned_from = host
+            packet, columns, largest, is_ours = await self._look()
+        if not is_ours:
+            raise Unusable("the table has another layout", "name another with ?table=, or drop it")
+        largest = min(largest, (packet - 2 * OVERHEAD) // 2)
+        if largest < 1:
+            raise StorageRefused(f"{self!r} refuses: max_allowed_packet={packet} is too small; raise it to 64K or more")
+        self._packet, self._largest, self._learned_from = packet, largest, host
+
+    async def _look(self) -> tuple[int, int, int, bool]:
+        answers = await self._run(self._table.look())
+        with making_sense():
+            ((packet, columns, largest, is_ours),) = answers[0].rows
+            if not int(columns):  # what is said of none is NULL
+                return int(packet), 0, 0, False
+            return int(packet), int(columns), int(largest), bool(int(is_ours))
 
     async def _carry_out(self, drafts: Sequence[Draft]) -> set[str]:
         """Attempt these writes, and return the keys of those that were carried out."""
@@ -206,16 +240,25 @@ class MySQLStorage(Storage):
         steps += [(group, self._table.update(group)) for group in updates]
         results = iter(await self._transact([statement for _, statement in steps]))
         won: set[str] = set()
-        for group, _ in steps:
-            if next(results).changed >= len(group):
-                won |= {draft.write.key for draft in group}
-            if len(group) > 1:
-                won |= {row[0].decode() for row in next(results).rows}
+        with making_sense():
+            for group, _ in steps:
+                if next(results).changed >= len(group):
+                    won |= {draft.write.key for draft in group}
+                if len(group) > 1:
+                    won |= {row[0].decode() for row in next(results).rows}
         return won
 
     async def _select(self, keys: Sequence[str]) -> dict[str, Record]:
-        (result,) = await self._run(self._table.select(keys))
-        return {row[0].decode(): Record(row[1], row[2]) for row in result.rows}
+        found: dict[str, Record] = {}
+        for some in fitting(keys, self._packet):
+            answers = await self._run(self._table.select(some))
+            with making_sense():
+                (result,) = answers
+                for key, version, data in result.rows:
+                    if not isinstance(version, bytes) or not isinstance(data, bytes):
+                        raise TypeError(f"{type(version)} and {type(data)} where bytes were due")
+                    found[key.decode()] = Record(version, data)
+        return found
 
     async def _transact(self, statements: Sequence[str]) -> list[Result]:
         """Carry the statements out, each packet of them as one transaction."""

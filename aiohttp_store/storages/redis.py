@@ -217,4 +217,5 @@ async def warn_of_eviction(storage: Storage, execute: Callable[..., Awaitable[An
             "set maxmemory-policy noeviction, or give the sessions a server of their own",
             storage,
             policy,
+            about=repr(storage),
         )

@@ -76,7 +76,7 @@ class RedisClusterStorage(Sharded):
     def from_url(cls, url: StorageURL) -> Self:
         """Read `redis+cluster://user:password@host:port,host:port?…`; some of the nodes suffice."""
         if url.path.strip("/") not in {"", "0"}:
-            raise ConfigError(f"{url} names a database, and a cluster has one only; leave {url.path!r} out")
+            raise ConfigError(f"a cluster has one database only; leave {url.quoted(url.path)} out of the URL")
         return cls(url.several_hosts(6379), url.options(RedisClusterOptions), username=url.user, password=url.password)
 
     def __repr__(self) -> str:
@@ -265,6 +265,12 @@ class _Command(NamedTuple):
 
     name: str
     words: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        return f"<{self.words[0]} of one key>"
+
+    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
+        return repr(self)
 
     def with_script(self) -> _Command:
         return _Command(self.name, ("EVAL", SAVE, *self.words[2:]))

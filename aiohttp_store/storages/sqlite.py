@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import sqlite3
 import time
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
+from ..errors import ConfigError, SessionTooLarge, StorageRefused, StorageUnavailable
 from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome
 from ..url import identifier, positive
+from ._refusals import Unusable
 from ._sqlite_connections import Lane, primary_code, transaction
 from ._sweeping import SLICE, Sweeper, rest
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SQLiteOptions", "SQLiteStorage"]
 
-_log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 _LARGEST = 1_000_000_000 - 1024
@@ -37,7 +35,7 @@ _SHARE = 0.9  # of the deadline, in which a lock is waited for: what is left tel
 # SQLite takes any type in any column; a column with another type holds what somebody else wrote.
 _LAYOUT = {"id": ("TEXT", 1, 1), "version": ("BLOB", 1, 0), "data": ("BLOB", 1, 0), "expires": ("REAL", 1, 0)}
 _NEVER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
-_NEVER_SQLITE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_ERROR}
+_NEVER_SQLITE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +50,11 @@ class SQLiteOptions:
     def __post_init__(self) -> None:
         identifier("table", self.table)
         positive("timeout", self.timeout)
+
+
+def _record(version: object, data: object) -> Record | None:
+    """Return the record of a row, or `None` if it holds what this storage never writes, as any column may."""
+    return Record(version, data) if isinstance(version, bytes) and isinstance(data, bytes) else None
 
 
 class SQLiteStorage(Storage):
@@ -106,18 +109,14 @@ class SQLiteStorage(Storage):
         if self._writer is not None:
             return
         self._writer, self._reader = Lane(self.path, self._prepare), Lane(self.path, self._prepare)
-        try:
-            async with self.answering(sqlite3.Error):
-                for lane in (self._writer, self._reader):
-                    await lane.connected(self._until())
-        except StorageUnavailable as error:
-            if (why := self._why_never(error.__cause__)) is not None:
-                await self.close()
-                raise ConfigError(f"sqlite:// cannot use {self.path}: {why}") from error
-            _log.warning("opened without its database: %s", error)
-        except BaseException:
-            await self.close()
-            raise
+        async with self.opening(sqlite3.Error):
+            try:
+                async with self.answering(sqlite3.Error):
+                    for lane in (self._writer, self._reader):
+                        await lane.connected(self._until())
+                await self.check()  # a database that may only be read is opened all the same
+            except StorageRefused as error:
+                raise ConfigError(str(error)) from error
         self._sweeper.start()
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
@@ -126,7 +125,7 @@ class SQLiteStorage(Storage):
 
         def read(connection: sqlite3.Connection) -> dict[str, Record]:
             rows = connection.execute(statement, (*keys, self.clock()))
-            return {key: Record(version, data) for key, version, data in rows}
+            return {key: record for key, version, data in rows if (record := _record(version, data))}
 
         found = await self._run(self._reader, read)
         return [found.get(key) for key in keys]
@@ -162,6 +161,21 @@ class SQLiteStorage(Storage):
             if swept < SLICE:
                 return total
             await rest(began)
+
+    def refusal(self, error: Exception) -> str | None:
+        """Return what the operator must change, or nothing if waiting may help."""
+        if isinstance(error, Unusable):
+            return error.way_out
+        code = primary_code(error)
+        if code not in _NEVER_SQLITE and getattr(error, "errno", None) not in _NEVER:
+            return None
+        if code == sqlite3.SQLITE_NOTADB:
+            return "it is not an SQLite database; name another file, or move it away"
+        if self.path.is_dir():
+            return "it is a folder; name a file in it"
+        if not self.path.parent.is_dir():
+            return f"there is no folder {self.path.parent}; make it, or name another"
+        return "let this user read and write it and its folder, or name another file"
 
     async def close(self) -> None:
         """Close the file; a call that hangs is waited for, but not longer than `timeout`."""
@@ -199,7 +213,10 @@ class SQLiteStorage(Storage):
         if done.rowcount:
             return Saved(version)
         found = connection.execute(self._find, (key, now)).fetchone()
-        lost = outcome(write, version, found and Record(*found))
+        record = None if found is None else _record(*found)
+        if found is not None and record is None:
+            raise sqlite3.DataError("the row under this key was not written by this storage")
+        lost = outcome(write, version, record)
         assert lost is not None  # nothing that is in the way of a create goes while the lock is ours
         return lost
 
@@ -209,28 +226,20 @@ class SQLiteStorage(Storage):
         connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk before it is acknowledged
         if not self._columns(connection):
             kinds = " AND ".join(f"typeof({name})='{kind.lower()}'" for name, (kind, *_) in _LAYOUT.items())
-            with transaction(connection):
-                connection.execute(
-                    f'CREATE TABLE IF NOT EXISTS "{self.table}" (id TEXT NOT NULL PRIMARY KEY, '
-                    f"version BLOB NOT NULL, data BLOB NOT NULL, expires REAL NOT NULL, CHECK ({kinds}))"
-                )
-                connection.execute(f'CREATE INDEX IF NOT EXISTS "{self.table}_expires" ON "{self.table}" (expires)')
+            try:
+                with transaction(connection):
+                    connection.execute(
+                        f'CREATE TABLE IF NOT EXISTS "{self.table}" (id TEXT NOT NULL PRIMARY KEY, '
+                        f"version BLOB NOT NULL, data BLOB NOT NULL, expires REAL NOT NULL, CHECK ({kinds}))"
+                    )
+                    connection.execute(f'CREATE INDEX IF NOT EXISTS "{self.table}_expires" ON "{self.table}" (expires)')
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_ERROR:
+                    raise
+                raise Unusable(str(error), "name another table with ?table=") from error
         if self._columns(connection) != _LAYOUT:
-            raise ConfigError(f"{self!r}: the table has another layout; name another with ?table=, or drop it")
+            raise Unusable("the table has another layout", "name another with ?table=, or drop it")
 
     def _columns(self, connection: sqlite3.Connection) -> dict[str, tuple[str, int, int]]:
         rows = connection.execute(f'PRAGMA table_info("{self.table}")')
         return {name: (kind, is_needed, is_primary) for _, name, kind, is_needed, _, is_primary in rows}
-
-    def _why_never(self, error: BaseException | None) -> str | None:
-        """Say what the operator must change, or give nothing where waiting may help."""
-        code = primary_code(error)
-        if code not in _NEVER_SQLITE and getattr(error, "errno", None) not in _NEVER:
-            return None
-        if code == sqlite3.SQLITE_NOTADB:
-            return "it is no SQLite database; name another file, or move it away"
-        if self.path.is_dir():
-            return "it is a folder; name a file in it"
-        if not self.path.parent.is_dir():
-            return f"there is no folder {self.path.parent}; make it, or name another"
-        return f"let this user read and write it and its folder, or name another file ({error})"

@@ -16,7 +16,7 @@ from yarl import URL
 
 from .._engine.manager import StorageSessionManager
 from .._engine.state import SessionState, Snapshot
-from .._lifecycle.cookie_clashes import apps_below
+from .._lifecycle.before_headers import apps_below
 from .._lifecycle.request_state import MANAGER, REQUEST_STATE, begin, have
 from ..session import Duration, Session, seconds
 from ..storage import Saved, Write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import textwrap
 import time
 import types
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from xml.etree import ElementTree as ET
 import aiohttp_session as real
 import aiomcache
 import pytest
-from aiohttp import DummyCookieJar, web
+from aiohttp import DummyCookieJar, WSMsgType, web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp_session.cookie_storage import EncryptedCookieStorage as RealEncrypted
 from aiohttp_session.memcached_storage import MemcachedStorage as RealMemcached
@@ -37,6 +39,7 @@ from aiohttp_store import ConfigError, SessionGone, SessionTooLarge, compat
 
 from ..conftest import PATIENCE, AiohttpClient, Serve, Servers
 from ..support.pages import ROOT
+from ..support.timing import until
 
 SDIST = ROOT / "build/tests/aiohttp_session-2.12.1.tar.gz"
 GUIDE = ROOT / "docs/migrating.rst"
@@ -242,6 +245,25 @@ async def test_aiohttp_security_keeps_logins_in_the_session(alias: None, aiohttp
     assert await texts(client, "/who", "/login", "/who", "/logout", "/who") == ["None", "", "ann", "", "None"]
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_the_alias_is_needed_as_long_as_a_library_imports_the_package(
+    is_kept: bool, request: pytest.FixtureRequest, aiohttp_client: AiohttpClient
+) -> None:
+    """As the guide says: also where the app itself imports aiohttp_store alone."""
+    if is_kept:
+        request.getfixturevalue("alias")
+    import aiohttp_security
+
+    async def login(request: web.Request) -> web.Response:
+        response = web.Response()
+        await aiohttp_security.SessionIdentityPolicy().remember(request, response, "ann")
+        return response
+
+    client = await aiohttp_client(make_app(aiohttp_store, "memory://", login))
+    async with client.get("/login") as response:
+        assert (response.status, "session" in response.cookies) == ((200, True) if is_kept else (500, False))
+
+
 @old_style_key
 async def test_aiohttp_debugtoolbar_shows_the_session(alias: None, aiohttp_client: AiohttpClient) -> None:
     import aiohttp_debugtoolbar
@@ -324,10 +346,16 @@ async def test_sessions_of_a_url_have_the_names_that_users_of_the_package_know(
         session: Any = await aiohttp_session.get_session(request)
         assert request["aiohttp_session"] is session
         assert isinstance(session, aiohttp_session.Session)
+        assert (session._identity, session._new) == (session.identity, session.new)
+        assert (session._created, session._max_age) == (session.created, session.max_age)
         found.append((session._changed, session._mapping, session.max_age, session.new, session.empty))
         if session.new:
             with pytest.raises(RuntimeError, match="renew"):
                 session.set_new_identity(uuid.uuid4().hex)
+            with pytest.raises(RuntimeError, match="renew"):
+                session._identity = uuid.uuid4().hex
+            session._mapping = {"gone": 1}
+            session._mapping = {}
             session.max_age = 60
             session["cart"] = []
         else:
@@ -343,6 +371,35 @@ async def test_sessions_of_a_url_have_the_names_that_users_of_the_package_know(
     assert found[1][2:] == (60, False, False)
     assert [one[0] for one in found] == [False, False, False]
     assert found[2][1]["cart"] == ["tea", "tea"]  # this request has appended as well
+
+
+@pytest.mark.parametrize(("url", "options"), [("memory://", {}), ("cookie://", {"secret": "x" * 32})])
+async def test_a_library_can_save_by_hand_before_it_opens_a_web_socket(
+    url: str, options: dict[str, Any], alias: None, serve: Serve
+) -> None:
+    """As aiohttp-session-ws does."""
+    import aiohttp_session
+
+    async def socket(request: web.Request) -> web.StreamResponse:
+        session: Any = await aiohttp_session.get_session(request)
+        session["socket"] = "id"
+        assert session._changed
+        response = web.WebSocketResponse()
+        storage: Any = request[aiohttp_session.STORAGE_KEY]
+        assert storage.cookie_name == "session"
+        assert await storage.load_session(request) is session
+        await storage.save_session(request, response, session)
+        await response.prepare(request)
+        await response.close()
+        return response
+
+    async def read(request: web.Request) -> web.Response:
+        return web.json_response(dict(await aiohttp_session.get_session(request)))
+
+    client = await serve(socket, read, storage=url, **options)
+    async with client.ws_connect("/socket") as opened:
+        assert (await opened.receive()).type == WSMsgType.CLOSE
+    assert await texts(client, "/read") == ['{"socket": "id"}']
 
 
 # Storages written for aiohttp-session.
@@ -709,6 +766,438 @@ async def test_nested_setups_keep_each_its_own_session(aiohttp_client: AiohttpCl
     assert json.loads((await texts(client, "/below/write?a=1", "/below/read"))[1]) == {"a": "1", "list": [1, None, "é"]}
     assert [json.loads(one)["session"] for one in outer.records.values()] == [{"outer": 1}]
     assert len(inner.records) == 1
+
+
+# What is taken back, given up and let go of.
+
+
+@pytest.mark.parametrize("end", ["new", "leave", "again"])
+async def test_a_session_that_is_ended_and_saved_at_once_does_not_come_back(
+    foreign: Any, end: str, aiohttp_client: AiohttpClient
+) -> None:
+    async def anew(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        if end == "new":
+            session = await aiohttp_store.new_session(request)
+        else:
+            session.invalidate()
+        await session.save()
+        if end == "again":
+            session["a"] = 2
+            await session.save()
+            session.invalidate()
+            await session.save()
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, anew, *actions(compat)))
+    await texts(client, "/write")
+    async with client.get("/anew") as response:
+        assert isinstance(foreign, DuckStorage) or "Max-Age=0" in response.headers["Set-Cookie"]
+    assert await texts(client, "/read") == ["{}"]
+
+
+async def test_reload_does_not_bring_back_a_session_that_has_ended(foreign: Any, aiohttp_client: AiohttpClient) -> None:
+    async def anew(request: web.Request) -> web.Response:
+        session = await aiohttp_store.new_session(request)
+        await session.reload()
+        return web.json_response(dict(session))
+
+    async def ended(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        session.invalidate()
+        await session.reload()
+        return web.json_response(dict(session))
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, anew, ended, *actions(compat)))
+    for path in ("/anew", "/ended"):
+        assert await texts(client, "/write", path, "/read") == ["", "{}", "{}"]
+
+
+async def test_the_old_session_cannot_be_written_after_new_session(foreign: Any, aiohttp_client: AiohttpClient) -> None:
+    async def anew(request: web.Request) -> web.Response:
+        old = await aiohttp_store.get_session(request)
+        session = await aiohttp_store.new_session(request)
+        session["cart"] = old["list"]  # what is to be taken along can still be read
+        old["late"] = 1
+        calls: list[Callable[[], Any]] = [old.save, old.reload, lambda: old.apply(lambda one: one.update(x=1))]
+        for call in calls:
+            with pytest.raises(SessionGone):
+                await call()
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, anew, *actions(compat)))
+    assert await texts(client, "/write", "/anew", "/read") == ["", "", '{"cart": [1, null, "\\u00e9"]}']
+    if isinstance(foreign, ListStorage | DuckStorage):
+        assert "late" not in str(foreign.records)
+        assert len([one for one in foreign.records.values() if one not in ("{}", {})]) == 1
+
+
+async def test_a_change_that_fails_is_taken_back_as_a_whole(foreign: Any, aiohttp_client: AiohttpClient) -> None:
+    def fail(session: Any) -> None:
+        session["list"].append("nested")
+        session["a"] = 2
+        session.max_age = 7
+        session.renew()
+        session.invalidate()
+        session["b"] = 5
+        raise ZeroDivisionError
+
+    async def apply(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        kept = session["list"]
+        session["pending"] = 1
+        with pytest.raises(ZeroDivisionError):
+            await session.apply(fail)
+        assert session["list"] is kept
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, apply, *actions(compat)))
+    await texts(client, "/write?a=1", "/apply")
+    [found] = await texts(client, "/read")
+    assert json.loads(found) == {"a": "1", "list": [1, None, "é"], "pending": 1}
+
+
+async def test_a_change_that_cannot_be_stored_is_taken_back(aiohttp_client: AiohttpClient) -> None:
+    class Full(ListStorage):
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            if "big" in session:
+                raise aiohttp_store.StorageUnavailable("full")
+            await super().save_session(request, response, session)
+
+    async def apply(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        with pytest.raises(aiohttp_store.StorageUnavailable):
+            await session.apply(lambda one: one.update(big=1))
+        return web.json_response(dict(session))
+
+    client = await aiohttp_client(make_app(aiohttp_store, Full(), apply, *actions(compat)))
+    assert json.loads((await texts(client, "/write", "/apply"))[1]) == {"list": [1, None, "é"]}
+
+
+async def test_two_tasks_of_a_request_can_both_apply_and_keep_what_the_handler_holds(
+    foreign: Any, aiohttp_client: AiohttpClient
+) -> None:
+    def add(session: Any) -> None:
+        session["n"] = session.get("n", 0) + 1
+
+    async def count(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        held = session.setdefault("held", [])
+        await asyncio.gather(session.apply(add), session.apply(add))
+        held.append(1)
+        return web.Response()
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, count, *actions(compat)))
+    await texts(client, "/count", "/count")
+    assert json.loads((await texts(client, "/read"))[0]) == {"held": [1, 1], "n": 4}
+
+
+@pytest.mark.parametrize("query", ["", "?new", "?unused"])
+async def test_a_request_and_its_session_are_freed_without_the_garbage_collector(
+    foreign: Any, query: str, aiohttp_client: AiohttpClient
+) -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    async def see(request: web.Request) -> web.Response:
+        session = await aiohttp_store.get_session(request)
+        seen.extend([weakref.ref(request), weakref.ref(session)])
+        if query != "?unused":
+            session["a"] = 1
+        if query == "?new":
+            another = await aiohttp_store.new_session(request)
+            another["b"] = 1
+            seen.append(weakref.ref(another))
+        response = web.Response()
+        response.force_close()  # aiohttp keeps a connection's last request until the connection ends
+        return response
+
+    client = await aiohttp_client(make_app(aiohttp_store, foreign, see, *actions(compat)))
+    await texts(client, "/write")
+    gc.disable()
+    try:
+        await texts(client, f"/see{query}")
+        await until(lambda: all(one() is None for one in seen))
+    finally:
+        gc.enable()
+
+
+@old_style_key
+async def test_a_background_task_saves_after_its_request_has_ended(aiohttp_client: AiohttpClient) -> None:
+    over, tasks = asyncio.Event(), []
+
+    class Asking(ListStorage):
+        """It looks at the request as it saves."""
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            assert request.app is not None
+            assert request["of_the_app"] == 1
+            await super().save_session(request, response, session)
+
+    async def begin(request: web.Request) -> web.Response:
+        request["of_the_app"] = 1
+        session = await aiohttp_store.get_session(request)
+        session["a"] = 1
+
+        async def late() -> None:
+            await over.wait()
+            session["late"] = 1
+            await session.save()
+
+        tasks.append(asyncio.create_task(late()))
+        return web.Response()
+
+    storage = Asking()
+    client = await aiohttp_client(make_app(aiohttp_store, storage, begin))
+    await texts(client, "/begin")
+    over.set()
+    await tasks[0]
+    assert [json.loads(one)["session"] for one in storage.records.values()] == [{"a": 1, "late": 1}]
+
+
+# What real apps do with the package's insides.
+
+
+@old_style_key
+@pytest.mark.parametrize("setup", [aiohttp_store.setup, compat.setup, bare])
+async def test_an_app_can_replace_the_constructor_of_sessions(
+    foreign: Any, setup: Setup, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one that sets the package's private names, as the package's own does."""
+    monkeypatch.setattr(compat.Session, "__init__", real.Session.__init__)
+    await test_storages_written_for_the_package_keep_sessions(foreign, setup, aiohttp_client)
+
+
+async def test_a_subclass_of_the_session_has_its_own_constructor_and_attributes(
+    alias: None, aiohttp_client: AiohttpClient
+) -> None:
+    import aiohttp_session
+
+    class Login(aiohttp_session.Session):
+        def __init__(self, identity: Any, *, data: Any, new: bool, max_age: Any = None) -> None:
+            super().__init__(identity, data={"session": {"roles": []}} if new else data, new=new, max_age=max_age)
+            self.lasts = 60
+
+        @property
+        def roles(self) -> list[str]:
+            return self._mapping["roles"]  # type: ignore[no-any-return]
+
+        def add(self, role: str) -> None:
+            self._mapping["roles"] = [*self.roles, role]
+            self._changed = True
+
+    class Storage(ListStorage):
+        async def new_session(self) -> Any:
+            return Login(None, data=None, new=True)
+
+        async def load_session(self, request: web.Request) -> Any:
+            key = self.load_cookie(request)
+            if key is None or key not in self.records:
+                return await self.new_session()
+            return Login(key, data=self._decoder(self.records[key]), new=False)
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            if not session.empty:
+                assert session.lasts == 60
+            await super().save_session(request, response, session)
+
+    async def add(request: web.Request) -> web.Response:
+        login: Any = await aiohttp_session.get_session(request)
+        assert (type(login), isinstance(login, aiohttp_session.Session)) == (Login, True)
+        await login.apply(lambda one: one.add("reader"))
+        login.add("writer")
+        return web.json_response(login.roles)
+
+    storage: Any = Storage()
+    app = web.Application()
+    app.router.add_get("/add", add)
+    aiohttp_session.setup(app, storage)
+    client = await aiohttp_client(app)
+    assert await texts(client, "/add", "/add") == [
+        '["reader", "writer"]',
+        '["reader", "writer", "reader", "writer"]',
+    ]
+    assert len(storage.records) == 1
+
+
+@pytest.mark.parametrize("end", ["leave", "new"])
+async def test_a_storage_can_give_the_same_session_to_several_requests(end: str, aiohttp_client: AiohttpClient) -> None:
+    """As one that remembers what it has decrypted."""
+
+    class Remembering(compat.EncryptedCookieStorage):
+        def __init__(self) -> None:
+            super().__init__(SECRET, cookie_name="__Host-SC", secure=True)
+            self.known: dict[str, compat.Session] = {}
+
+        async def load_session(self, request: web.Request) -> compat.Session:
+            cookie = self.load_cookie(request)
+            if cookie is None:
+                return await self.new_session()
+            if cookie not in self.known:
+                self.known[cookie] = await super().load_session(request)
+            return self.known[cookie]
+
+    async def anew(request: web.Request) -> web.Response:
+        if end == "new":
+            await compat.new_session(request)
+        else:
+            (await compat.get_session(request)).invalidate()
+        return web.Response()
+
+    async def slow(request: web.Request) -> web.Response:
+        session = await compat.get_session(request)
+        async with client.get("/anew", headers=cookie):
+            pass
+        session["late"] = 1
+        return web.Response()
+
+    app = make_app(compat, Remembering(), anew, slow, *actions(compat))
+    client = await aiohttp_client(app, cookie_jar=DummyCookieJar())
+    async with client.get("/write") as response:
+        cookie = {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
+    for _ in range(2):
+        async with client.get("/slow", headers=cookie) as response:
+            written = response.headers["Set-Cookie"]
+            assert not written.startswith("__Host-SC=;")
+        async with client.get("/read", headers={"Cookie": written.partition(";")[0]}) as response:
+            assert "late" in await response.json()
+
+
+async def test_an_app_can_give_a_session_another_id_by_its_private_name(
+    alias: None, aiohttp_client: AiohttpClient
+) -> None:
+    drawn = uuid.uuid4().hex
+
+    async def rotate(request: web.Request) -> web.Response:
+        session: Any = await compat.get_session(request)
+        if "guess" in request.query:
+            with pytest.raises(ValueError, match="guessed"):
+                session._identity = "alice"
+        session._identity = None if "none" in request.query else drawn
+        return web.Response(text=str(session.identity))
+
+    async def chosen(request: web.Request) -> web.Response:
+        session: Any = await compat.get_session(request)
+        session._new = True
+        session.set_new_identity(drawn[::-1])
+        session.changed()
+        return web.Response(text=session.identity)
+
+    storage = ListStorage()
+    client = await aiohttp_client(make_app(compat, storage, rotate, chosen, *actions(compat)))
+    await texts(client, "/write")
+    given = {"/rotate": drawn, "/chosen": drawn[::-1], "/rotate?none": "None", "/rotate?guess": drawn}
+    for path, shown in given.items():
+        assert await texts(client, path) == [shown]
+        assert json.loads((await texts(client, "/read"))[0]) == {"list": [1, None, "é"]}
+        [live] = [key for key, record in storage.records.items() if record != "{}"]
+        assert shown in (live, "None")
+
+
+@pytest.mark.parametrize("key", ["aiohttp_session", "session"])
+async def test_an_apps_own_middleware_saves_what_get_session_gives(
+    alias: None, key: str, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aiohttp_session
+
+    monkeypatch.setattr(aiohttp_session, "SESSION_KEY", key)
+    storage = compat.EncryptedCookieStorage(SECRET)
+
+    @web.middleware
+    async def factory(request: web.Request, handler: Any) -> web.StreamResponse:
+        request._state[aiohttp_session.STORAGE_KEY] = storage
+        response: web.StreamResponse = await handler(request)
+        session = request.get(aiohttp_session.SESSION_KEY)
+        if session is not None and session._changed:
+            await storage.save_session(request, response, session)
+        return response
+
+    app = web.Application(middlewares=[factory])
+    for handler in actions(aiohttp_session):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    client = await aiohttp_client(app)
+    found = await texts(client, "/write?a=1", "/read", "/leave", "/read")
+    assert (json.loads(found[1])["a"], found[3]) == ("1", "{}")
+
+
+async def test_a_middleware_can_be_made_for_each_request(alias: None, aiohttp_client: AiohttpClient) -> None:
+    import aiohttp_session
+
+    storage: Any = ListStorage()
+
+    @web.middleware
+    async def per_request(request: web.Request, handler: Any) -> web.StreamResponse:
+        return await aiohttp_session.session_middleware(storage)(request, handler)
+
+    app = web.Application(middlewares=[per_request])
+    for handler in actions(aiohttp_session):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    client = await aiohttp_client(app)
+    assert json.loads((await texts(client, "/write?a=1", "/read"))[1])["a"] == "1"
+
+
+async def test_storages_can_have_their_own_way_with_the_cookie(alias: None, aiohttp_client: AiohttpClient) -> None:
+    import aiohttp_session
+    from aiohttp_session.cookie_storage import EncryptedCookieStorage
+
+    class Shared(EncryptedCookieStorage):
+        """For all subdomains, which it learns from the request."""
+
+        def params(self, request: web.Request, given: aiohttp_session._CookieParams) -> Any:
+            return {**given, "path": f"/{request.host.partition(':')[0]}"}
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            response._req = request
+            await super().save_session(request, response, session)
+
+        def save_cookie(self, response: Any, cookie_data: str, *, max_age: Any = None) -> None:
+            params = self.params(response._req, self._cookie_params.copy())
+            response.headers.add("X-Path", params["path"])
+            response.headers.add("Set-Cookie", f"{self._cookie_name}={cookie_data}; Path=/")
+
+    assert {"domain", "path"} <= set(aiohttp_session._CookieParams.__annotations__)
+
+    class ByQuery(EncryptedCookieStorage):
+        def load_cookie(self, request: web.Request) -> str | None:
+            return request.query.get("session")
+
+    client = await aiohttp_client(make_app(aiohttp_session, Shared(SECRET), *actions(aiohttp_session)))
+    async with client.get("/write?a=1") as response:
+        assert response.headers["X-Path"] == "/127.0.0.1"
+    assert json.loads((await texts(client, "/read"))[0])["a"] == "1"
+    client = await aiohttp_client(make_app(aiohttp_session, ByQuery(SECRET), *actions(aiohttp_session)))
+    async with client.get("/write?a=1") as response:
+        given = response.cookies["AIOHTTP_SESSION"].value
+    assert json.loads((await texts(client, f"/read?session={given}"))[0])["a"] == "1"
+
+
+async def test_a_storage_can_keep_the_very_sessions_under_ids_that_they_have_from_the_start(
+    alias: None, aiohttp_client: AiohttpClient
+) -> None:
+    import aiohttp_session
+
+    class Objects(aiohttp_session.AbstractStorage):
+        def __init__(self) -> None:
+            super().__init__(max_age=300)
+            self.sessions: dict[Any, Any] = {}
+
+        async def new_session(self) -> Any:
+            return aiohttp_session.Session(uuid.uuid4().hex, data=None, new=True, max_age=self.max_age)
+
+        async def load_session(self, request: web.Request) -> Any:
+            return self.sessions.get(self.load_cookie(request)) or await self.new_session()
+
+        async def save_session(self, request: Any, response: Any, session: Any) -> None:
+            self.sessions[session.identity] = session
+            self.save_cookie(response, session.identity, max_age=session.max_age)
+
+    storage = Objects()
+    client = await aiohttp_client(make_app(aiohttp_session, storage, *actions(aiohttp_session)))
+    found = await texts(client, "/write?a=1", "/read", "/write?b=2", "/read", "/leave", "/read")
+    assert [sorted(json.loads(one)) for one in (found[1], found[3], found[5])] == [
+        ["a", "list"],
+        ["a", "b", "list"],
+        [],
+    ]
 
 
 # Faults that are not copied.

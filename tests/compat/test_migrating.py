@@ -110,6 +110,8 @@ async def act(request: web.Request) -> web.StreamResponse:
         session[query["set"]] = query["to"]
     if "end" in query:
         session.invalidate()
+    if "clear" in query:
+        session.clear()
     if "renew" in query:
         session.renew(login=True)
     if "save" in query:
@@ -364,14 +366,48 @@ async def test_the_old_app_that_writes_late_brings_no_ended_session_back(move: M
     assert await move.old.get(f"{OLD}_{old_id}") is None
 
 
-@on_redis
-async def test_ending_a_session_of_ours_also_ends_one_that_the_old_app_began_beside_it(move: Move) -> None:
+USES = ["", "peek=user", "stream", "set=user&to=ann", "save", "renew", "new", "new&set=user&to=ann", "end", "clear"]
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_the_old_cookie_beside_a_session_of_ours_is_removed_along_with_its_record(move: Move, use: str) -> None:
+    """The old app has begun another session for the visitor, as old and new processes serve at the same time."""
     ours = await move.our_app()
     given = (await ask(ours, "set=user&to=bob")).ours
     beside = await move.visited()
-    assert (await ask(ours, session=given, AIOHTTP_SESSION=beside)).data == {"user": "bob"}
-    await ask(ours, "end", session=given, AIOHTTP_SESSION=beside)
-    assert (await ask(ours, session=given, AIOHTTP_SESSION=beside)).data == {}
+    answer = await ask(ours, use, session=given, AIOHTTP_SESSION=beside)
+    assert (answer.status, answer.cookies[OLD]) == (200, REMOVED)
+    assert await move.old.get(f"{OLD}_{beside}") is None
+    now = answer.ours or given
+    assert (await ask(ours, session=now)).data.get("user") in ("bob", "ann", None)
+    await ask(ours, "end", session=now)  # a logout, with the one cookie that the browser has left
+    revived = await ask(ours, AIOHTTP_SESSION=beside)
+    assert (revived.data, revived.ours) == ({}, "")
+
+
+@on_redis
+async def test_a_session_of_ours_ends_what_another_browser_window_has_taken_over_beside_it(move: Move) -> None:
+    ours = await move.our_app()
+    given = (await ask(ours, "set=user&to=bob")).ours
+    beside = await move.visited()
+    taken = (await ask(ours, AIOHTTP_SESSION=beside)).ours
+    assert (await ask(ours, session=taken)).data == DATA
+    both = await ask(ours, session=given, AIOHTTP_SESSION=beside)
+    assert (both.data, both.cookies[OLD]) == ({"user": "bob"}, REMOVED)
+    assert (await ask(ours, session=taken)).data == {}
+    assert (await ask(ours, AIOHTTP_SESSION=beside)).data == {}
+
+
+@on_redis
+async def test_the_session_that_was_taken_over_lives_on_where_the_old_cookie_comes_again(move: Move) -> None:
+    old_id = await move.visited()
+    ours = await move.our_app()
+    given = (await ask(ours, AIOHTTP_SESSION=old_id)).ours
+    for _ in range(2):
+        again = await ask(ours, session=given, AIOHTTP_SESSION=old_id)
+        assert (again.data, again.cookies) == (DATA, {OLD: REMOVED})
+        assert (await ask(ours, session=given)).data == DATA
+        given = (await ask(ours, "renew", session=given)).ours
 
 
 BAD = [
@@ -459,6 +495,24 @@ async def test_a_cookie_that_names_no_session_of_the_old_app_is_an_anonymous_vis
     assert (await ask(ours, AIOHTTP_SESSION=old_id)).data == DATA
 
 
+@pytest.mark.parametrize("ids", ["uuid", "any"])
+async def test_of_two_old_cookies_none_is_taken_over(move: Move, ids: str) -> None:
+    """A sibling domain may have set one of them, and which one is sent first means nothing."""
+    mine, tossed = await move.visited(), await move.visited({"user": "mallory"})
+    ours = await move.our_app(f"&migrate_ids={ids}")
+    for cookies in ((mine, tossed), (tossed, mine), (tossed, tossed, mine), (mine, *[tossed] * 8)):
+        answer = await raw(ours, "; ".join(f"{OLD}={value}" for value in cookies).encode())
+        assert b'"data": {}' in answer
+        assert b"Set-Cookie" not in answer  # the cookie stays with its record
+    beside = await move.visited()
+    given = (await ask(ours, "set=user&to=ann")).ours
+    await raw(ours, f"session={given}; {OLD}={tossed}; {OLD}={beside}".encode())
+    for ended in (tossed, beside):
+        assert (await ask(ours, AIOHTTP_SESSION=ended)).data == {}
+    twice = await raw(ours, f"{OLD}={mine}; {OLD}={mine}".encode())
+    assert b'"bob"' in twice
+
+
 async def raw(server: TestServer, cookie: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: " + cookie + b"\r\n\r\n")
@@ -480,7 +534,10 @@ async def test_another_old_apps_session_is_not_read_through_a_common_beginning_o
 async def test_ids_of_an_apps_own_are_taken_where_the_url_says_so(move: Move) -> None:
     old_id = await move.visited(key_factory=lambda: "my.own-id:7_x")
     assert (await ask(await move.our_app(), AIOHTTP_SESSION=old_id)).data == {}
-    assert (await ask(await move.our_app("&migrate_ids=any"), AIOHTTP_SESSION=old_id)).data == DATA
+    ours = await move.our_app("&migrate_ids=any")
+    assert (await ask(ours, AIOHTTP_SESSION=old_id)).data == DATA
+    old_id = await move.visited(key_factory=lambda: "my/own=id")
+    assert (await ask(ours, AIOHTTP_SESSION=f'"{old_id}"')).data == DATA  # as aiohttp sends it
 
 
 @on_redis
@@ -514,6 +571,17 @@ async def test_a_document_past_its_date_is_absent_however_late_the_sweep(move: M
     ours = await move.our_app()
     assert (await ask(ours, AIOHTTP_SESSION=expired)).data == {}
     assert (await ask(ours, AIOHTTP_SESSION=live)).data == DATA
+
+
+@on_redis
+async def test_a_logout_also_ends_an_old_session_that_our_codec_could_not_hold(move: Move) -> None:
+    old_id = await move.visited({**DATA, "ratio": float("inf")})
+    ours = await move.our_app()
+    login = await ask(ours, "set=user&to=ann", AIOHTTP_SESSION=old_id)
+    assert OLD not in login.cookies
+    await ask(ours, "end", session=login.ours, AIOHTTP_SESSION=old_id)
+    assert await move.old.get(f"{OLD}_{old_id}") is None
+    assert (await ask(await move.our_app(codec=Loose()), AIOHTTP_SESSION=old_id)).data == {}
 
 
 class Loose:
@@ -624,7 +692,7 @@ async def test_a_note_lasts_as_long_as_a_session_that_is_not_used(move: Move) ->
 
 
 @on_redis
-async def test_a_request_with_our_cookie_or_that_asks_for_no_session_costs_nothing_more(move: Move) -> None:
+async def test_a_request_with_our_cookie_alone_or_that_asks_for_no_session_costs_nothing_more(move: Move) -> None:
     old_id = await move.visited()
     ours = await move.our_app()
     given = (await ask(ours, "set=a&to=1")).ours
@@ -638,7 +706,7 @@ async def test_a_request_with_our_cookie_or_that_asks_for_no_session_costs_nothi
     client.execute = execute
     assert (await ask(ours, "untouched", AIOHTTP_SESSION=old_id)).cookies == {}
     assert sent == []
-    assert (await ask(ours, session=given, AIOHTTP_SESSION=old_id)).data == {"a": "1"}
+    assert (await ask(ours, session=given)).data == {"a": "1"}
     assert [command[0] for command in sent] == ["MGET"]
 
 

@@ -136,7 +136,7 @@ def test_each_row_of_the_merge_table_is_what_comes_of_it() -> None:
         (SESSION, "holds at most 4096 bytes, with its name", MAX_SIZE, 4096),
         (SESSION, "its ``timeout`` (2 seconds)", Storage.timeout, 2),
         (SESSION, "``Retry-After: 1``", RETRY_AFTER, 1),
-        (SESSION, "Up to 4 that have the form of ours", MAX_LOOKED_AT, 4),
+        (SESSION, "Up to 4 different ones that have the form of ours", MAX_LOOKED_AT, 4),
         (CONCURRENCY, "one ``timeout`` of the storage (2 seconds)", Storage.timeout, 2),
     ],
 )

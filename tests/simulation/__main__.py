@@ -20,7 +20,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10_000, help="how many schedules (%(default)d)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (%(default)d)")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one schedule, and print every event of it")
-    parser.add_argument("--until-found", action="store_true", help="stop at the first fault that is not known")
+    parser.add_argument("--until-found", action="store_true", help="stop at the first fault; scenarios come last")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="run in so many (%(default)d)")
     return parser.parse_args()
 
@@ -52,6 +52,8 @@ def main() -> None:
                 if arguments.until_found and report.found:
                     pool.shutdown(cancel_futures=True)
                     break
+        if arguments.until_found and not report.found:
+            report.join(play_scenarios())
         report.look_for_healed()
     print(report)
     sys.exit(not report.is_as_expected)

@@ -76,14 +76,14 @@ FAULTS = [
     Fault(
         "a renewal leaves the old id alive",
         "_engine/writing.py",
-        "outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, TOMBSTONE, self._longest_retry()))",
+        "outcome = await self._batcher.save(Write(snapshot.key, snapshot.version, tombstone, TOMBSTONE_TTL))",
         'outcome = Saved(b"")',
     ),
     Fault(
         "a renewal that lost leaves its copy",
         "_engine/writing.py",
-        "if fresh is not None and not isinstance(outcome, Saved):",
-        "if False:",
+        "            if not isinstance(outcome, Saved):\n                self.discard(fresh.key)",
+        "            if False:\n                self.discard(fresh.key)",
     ),
     Fault(
         "a renewal is not told to the browser",
@@ -94,14 +94,44 @@ FAULTS = [
     Fault(
         "a logout deletes nothing",
         "_engine/state.py",
-        "self.asked += (End(None if self.snapshot is None else self.snapshot.key),)",
+        "self.asked += self.own_and_presented or (End(None),)",
         "self.asked += (End(None),)",
+    ),
+    Fault(
+        "a logout does not follow a renewal that came first",
+        "_engine/writing.py",
+        "successor = successor_of(outcome.record.data)",
+        "successor = None",
+    ),
+    Fault(
+        "a logout with an id that was renewed finds nothing",
+        "_engine/manager.py",
+        '"its session has been renewed, and has another id", End(renewed.successor))',
+        '"its session has been renewed, and has another id")',
+    ),
+    Fault(
+        "a logout ends one of the sessions that the request presented",
+        "_engine/manager.py",
+        "state.presented = tuple(end for one in found if one is not state for end in one.own_and_presented)",
+        "pass",
+    ),
+    Fault(
+        "a logout leaves what another clock takes for expired",
+        "_engine/manager.py",
+        'return self._absent(presented, "its session has expired", End(key, version))',
+        'return self._absent(presented, "its session has expired")',
     ),
     Fault(
         "a new session leaves the one before alive",
         "_engine/manager.py",
         "ends = [End(one.key) for one in self._reader.read(request.headers)]",
         "ends: list[End] = []",
+    ),
+    Fault(
+        "a time in the future is believed",
+        "_engine/lifetimes.py",
+        "if max(envelope.created, envelope.written) <= now + SKEW:",
+        "if True:",
     ),
     Fault(
         "a session that was deleted is written again",
@@ -128,7 +158,7 @@ FAULTS = [
     Fault(
         "what a refused change did is kept",
         "_engine/writing.py",
-        "before, fork = (state.fork(self._codec.copy(state.data)) for _ in range(2))",
+        "before, fork = map(state.fork, self._codec.copies(state.data))",
         "before, fork = state.fork(self._codec.copy(state.data)), state.fork(state.data)",
     ),
     Fault(
@@ -173,26 +203,16 @@ FAULTS = [
         "if not state.dirty & TOUCHED:",
     ),
     Fault(
-        "a redirect saves nothing",
-        "_lifecycle/middleware.py",
-        "if _is_to_be_saved(visit, raised):",
-        "if False:",
-    ),
-    Fault(
         "an outage at the end of a request is not told",
         "_lifecycle/middleware.py",
-        "        except (StorageUnavailable, SessionConflict, SessionGone) as error:\n",
-        (
-            "        except StorageUnavailable:\n"
-            "            return response\n"
-            "        except (SessionConflict, SessionGone) as error:\n"
-        ),
+        "                raise as_response(error, visit.manager) from error\n",
+        "                return web.Response()\n",
     ),
     Fault(
         "a stream's headers are sent before its session is saved",
-        "_lifecycle/middleware.py",
-        ("            _vary_on_failure(visit, response)\n        else:\n"),
-        ("            _vary_on_failure(visit, response)\n        elif False:\n"),
+        "_lifecycle/before_headers.py",
+        "                if not _is_saved(one, request, response):\n",
+        "                if not _is_saved(one, request, response) and one.has_left:\n",
     ),
     Fault(
         "answers of a batch reach the wrong visitors",
@@ -239,7 +259,7 @@ FAULTS = [
     Fault(
         "a session that was ended during its write lives on",
         "_engine/state.py",
-        "if written is not None and End(written.key) not in self.asked:",
+        "if written is not None and all(one.key != written.key for one in self.ends):",
         "if False:",
     ),
     Fault(
@@ -251,8 +271,8 @@ FAULTS = [
     Fault(
         "the end of a request does not look for what came during its save",
         "_engine/writing.py",
-        ("            if not is_changed:\n                return\n"),
-        "            return\n",
+        "            if not is_changed:\n                self._lifetimes.rest(state)\n                return\n",
+        "            self._lifetimes.rest(state)\n            return\n",
     ),
     Fault(
         "another session that began during the last save is not saved",
@@ -274,7 +294,7 @@ FAULTS = [
 
 
 def seed_that_finds(fault: Fault, seeds: int = SEEDS) -> str | None:
-    """Return the seed that finds a fault in a copy of the package, and as what; `None` if none does."""
+    """Return the seed or scenario that finds a fault in a copy of the package, and as what; `None` if none does."""
     assert fault.is_possible, f"{fault.file} does not hold once what {fault.name!r} replaces"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "aiohttp_store"
@@ -289,7 +309,7 @@ def seed_that_finds(fault: Fault, seeds: int = SEEDS) -> str | None:
             return "hung"
     if done.returncode not in (0, 1) or (done.returncode and not done.stdout):
         raise RuntimeError(done.stderr)
-    found = re.search(r"^(seed \d+): (\w+):", done.stdout, re.MULTILINE)
+    found = re.search(r"^(seed \d+|scenario '.+'): (\w+):", done.stdout, re.MULTILINE)
     return None if found is None else f"{found[1]}, {found[2]}"
 
 

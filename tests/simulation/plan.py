@@ -14,7 +14,8 @@ DAY = 86_400.0
 
 WeatherKind = Literal["calm", "slow", "lossy", "repeating", "refusing", "silent"]
 
-CookieKind = Literal["own", "old", "none", "made up"]
+CookieKind = Literal["own", "old", "none", "made up", "both"]
+"""Which id a visit brings; `both` are its own and an old one."""
 StorageKind = Literal["remote", "sharded", "immediate"]
 
 
@@ -95,6 +96,8 @@ class Plan:
     """When the server is restarted, and whether it keeps its records."""
     jumps: tuple[Jump, ...] = ()
     on_conflict: Literal["merge", "overwrite", "raise"] = "merge"
+    are_corrected: bool = False
+    """Whether the clocks agree again when somebody looks at how long a session lives."""
     idle_timeout: float = DAY
     lifetime: float | None = None
     is_cancelling: bool = True
@@ -118,7 +121,7 @@ class Plan:
     @property
     def spread(self) -> float:
         """The seconds by which two of the clocks may differ at most."""
-        return sum(abs(jump.by) for jump in self.jumps)
+        return 0.0 if self.are_corrected else sum(abs(jump.by) for jump in self.jumps)
 
 
 COOKIES: tuple[CookieKind, ...] = ("own", "old", "none", "made up")
@@ -212,6 +215,8 @@ class _Draw:
         elif chance() < 0.05:
             steps.append(Step("redirect"))
         cookie = self.random.choices(COOKIES, (90, 6, 3, 1))[0]
+        if cookie == "own" and self.openings.random.random() < 0.04:
+            cookie = "both"
         return Visit(
             steps=tuple(steps),
             at=self.random.choice((0.0, 0.0, self.random.uniform(0, 0.05), self.random.uniform(0, 1))),

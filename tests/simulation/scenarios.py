@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .plan import TIMEOUT, Beside, Plan, Round, Step, Visit, Weather
+from .plan import DAY, TIMEOUT, Beside, Jump, Plan, Round, Step, Visit, Weather
 
 __all__ = ["SCENARIOS"]
 
@@ -21,12 +21,61 @@ def _beside_last_save(*steps: Step) -> Plan:
 
 SCENARIOS: dict[str, tuple[str | None, Plan]] = {
     "a logout meets a renewal": (
-        "B1",
+        None,
         Plan(
             rounds=(
                 LOGIN,
                 Round(visits=(Visit(steps=(LATER, Step("invalidate"))), Visit(steps=(Step("renew"),), at=0.1))),
             ),
+            pauses=(),
+        ),
+    ),
+    "a logout brings an id that was renewed": (
+        None,
+        Plan(
+            rounds=(
+                LOGIN,
+                Round(
+                    visits=(
+                        Visit(steps=(Step("renew"),)),
+                        Visit(cookie="old", at=0.5, steps=(Step("invalidate"),)),
+                    )
+                ),
+            ),
+            pauses=(),
+        ),
+    ),
+    "a logout brings two sessions that live": (
+        None,
+        Plan(
+            rounds=(
+                LOGIN,
+                Round(visits=(Visit(cookie="none", steps=(Step("put"),)),)),
+                Round(visits=(Visit(cookie="both", steps=(Step("invalidate"),)),)),
+            ),
+            pauses=(),
+        ),
+    ),
+    "a logout brings a session that one clock takes for expired": (
+        None,
+        Plan(
+            rounds=(LOGIN, Round(visits=(Visit(process=1, steps=(Step("invalidate"),)),), pause=1.0)),
+            processes=2,
+            jumps=(Jump(0.5, 1, 10 * DAY),),
+            pauses=(),
+        ),
+    ),
+    "a session begins while the clock is years ahead": (
+        None,
+        Plan(
+            rounds=(
+                Round(visits=LOGIN.visits, pause=1.0),
+                *(Round(visits=(Visit(),), pause=20.0) for _ in range(8)),
+            ),
+            jumps=(Jump(0.5, 0, 3650 * DAY), Jump(10.0, 0, -3650 * DAY)),
+            are_corrected=True,
+            idle_timeout=60.0,
+            lifetime=100.0,
             pauses=(),
         ),
     ),

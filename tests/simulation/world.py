@@ -25,7 +25,7 @@ from aiohttp_store import (
     new_session,
 )
 from aiohttp_store._lifecycle.request_state import MANAGER
-from aiohttp_store.codec import TOMBSTONE, unpack_envelope
+from aiohttp_store.codec import successor_of, unpack_envelope
 from aiohttp_store.cookie import key_of_id
 
 from ..support.remote import kept
@@ -195,32 +195,30 @@ class World:
 
     async def visit(self, visit: Visit, visitor: int) -> None:
         await asyncio.sleep(visit.at)
-        match visit.cookie:
-            case "own":
-                value = self.jars.get(visitor)
-            case "old":
-                given = [one.value for one in self.oracle.cookies.values() if self._is_of(visitor, one.truth)]
-                value = self.random.choice(given) if given else None
-            case "made up":
-                value = secrets.token_urlsafe(32)
-            case "none":
-                value = None
-        await self.ask(visit, visitor, value)
+        values: list[str | None] = []
+        if visit.cookie in ("own", "both"):
+            values.append(self.jars.get(visitor))
+        if visit.cookie in ("old", "both"):
+            given = [one.value for one in self.oracle.cookies.values() if self._is_of(visitor, one.truth)]
+            values.append(self.random.choice(given) if given else None)
+        if visit.cookie == "made up":
+            values.append(secrets.token_urlsafe(32))
+        await self.ask(visit, visitor, *dict.fromkeys(value for value in values if value is not None))
 
     def _is_of(self, visitor: int, truth: Truth | None) -> bool:
         return truth is not None and truth.owner == f"v{visitor}"
 
-    async def ask(self, visit: Visit, visitor: int, value: str | None) -> None:
+    async def ask(self, visit: Visit, visitor: int, *values: str) -> None:
         """Send a request, and wait for its response or leave."""
         oracle = self.oracle
-        attempt = oracle.start(visit, f"v{visitor}", value)
+        attempt = oracle.start(visit, f"v{visitor}", values)
         process = self.processes[visit.process]
         wire = Wire(lambda status, headers: self.take(attempt, visitor, status, headers))
         server = process.runner.server
         assert server is not None
         protocol = server()
         protocol.connection_made(wire)
-        sent = "" if value is None else f"Cookie: {COOKIE}={value}\r\n"
+        sent = f"Cookie: {'; '.join(f'{COOKIE}={value}' for value in values)}\r\n" if values else ""
         protocol.data_received(
             f"POST /?attempt={attempt.number} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{sent}\r\n".encode()
         )
@@ -297,7 +295,7 @@ class World:
         for server in self.servers:
             keys = list(kept(server.memory))
             for key, record in zip(keys, server.memory.load_now(keys), strict=True):
-                if record is not None and record.data != TOMBSTONE:
+                if record is not None and successor_of(record.data) is None:
                     found[key] = json.loads(unpack_envelope(record.data).payload)
         return found
 
@@ -307,7 +305,7 @@ class World:
         """Show each visitor its session by each process, and try every id that was ever given out."""
         for visitor, value in list(self.jars.items()):
             for number in range(len(self.processes)):
-                await self.ask(Visit(process=number), visitor, value)
+                await self.ask(Visit(process=number), visitor, *([] if value is None else [value]))
         for cookie in list(self.oracle.cookies.values())[-KNOCKS:]:
             if cookie.truth is not None:
                 visitor = int(cookie.truth.owner.removeprefix("v"))
@@ -339,8 +337,12 @@ class World:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         attempt = self.oracle.attempts[int(request.query["attempt"])]
         handler = Handler(self, request, attempt)
-        await handler.open()
-        await handler.take_all(attempt.visit.steps)
+        try:
+            await handler.open()
+            await handler.take_all(attempt.visit.steps)
+        except Exception:
+            attempt.pending.clear()  # what a handler has done that fails is dropped
+            raise
         if handler.response is not None:
             await handler.response.write_eof()
         if attempt.visit.steps and attempt.visit.steps[-1].does == "redirect":
@@ -489,20 +491,17 @@ class Handler:
 
     async def begin(self, session: Session, what: Any) -> None:
         if not self.attempt.is_answered:
-            truth, cookie = self.truth(session), self.cookie(session)
+            truth = self.truth(session)
             self.attempt.has_ended = True
             fresh = await new_session(self.request)
-            if truth is not None:
-                self.oracle.ask(self.attempt, "end", truth, cookie)
+            self.oracle.end(self.attempt, truth)
             self.started(fresh)
 
     async def begin_blindly(self) -> None:
         """Begin a session without a look at the one whose id was presented, which ends all the same."""
-        cookie = self.attempt.cookie
         self.attempt.has_ended = self.has_session = True
         fresh = await new_session(self.request)
-        if cookie is not None and cookie.truth is not None and not cookie.changes:
-            self.oracle.ask(self.attempt, "end", cookie.truth, cookie)
+        self.oracle.end(self.attempt, None)
         self.started(fresh)
 
     async def renew(self, session: Session, login: bool) -> None:
@@ -512,10 +511,9 @@ class Handler:
             self.oracle.ask(self.attempt, "renew", truth, cookie)
 
     async def invalidate(self, session: Session, what: Any) -> None:
-        truth, cookie = self.truth(session), self.cookie(session)
+        truth = self.truth(session)
         session.invalidate()
-        if truth is not None:
-            self.oracle.ask(self.attempt, "end", truth, cookie)
+        self.oracle.end(self.attempt, truth)
 
     async def empty(self, session: Session, what: Any) -> None:
         truth, cookie = self.truth(session), self.cookie(session)

@@ -27,7 +27,7 @@ from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import AiohttpClient, Client, Serve
-from ..support.remote import Left, Remote, kept
+from ..support.remote import Left, Remote, kept, sessions_in
 from ..support.timing import until
 from .test_streams import Failing
 
@@ -151,6 +151,33 @@ async def test_a_response_with_our_cookie_is_kept_out_of_shared_caches(
     assert caplog.text.count("Cache-Control: public, s-maxage=5 was taken from a response") == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        ('private="x-foo", max-age=60', "private, max-age=60"),
+        ("public, must-understand, no-store, max-age=600", "private, must-understand, no-store, max-age=600"),
+        ('public, ext="no-store, private"', 'private, ext="no-store, private"'),
+        ('ext="no-store', "no-store"),
+    ],
+)
+@pytest.mark.parametrize("end", [False, True])
+async def test_what_a_shared_cache_may_read_in_spite_of_private_and_no_store_is_taken_out(
+    said: str, sent: str, end: bool, serve: Serve
+) -> None:
+    async def saying(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        if end:
+            session.invalidate()
+        else:
+            session["a"] = 1
+        return web.Response(headers={"Cache-Control": said, "CDN-Cache-Control": "public, max-age=600"})
+
+    headers = await headers_of(await serve(saying), "/saying", headers={"Cookie": "session=junk"})
+    assert "Set-Cookie" in headers
+    assert headers.getall("Cache-Control") == [sent]
+    assert headers.getall("CDN-Cache-Control") == ["no-store, max-age=600"]
+
+
 async def test_other_cookies_survive(serve: Serve) -> None:
     async def handler(request: web.Request) -> web.Response:
         (await get_session(request))["a"] = 1
@@ -180,7 +207,7 @@ async def test_an_error_page_of_the_handlers_own_is_saved(raised: bool, serve: S
     async def handler(request: web.Request) -> web.Response:
         (await get_session(request))["a"] = 1
         if raised:
-            raise web.HTTPInternalServerError
+            raise web.HTTPBadGateway
         return web.Response(status=503)
 
     client = await serve(handler)
@@ -244,14 +271,35 @@ async def test_a_cancelled_handler_saves_nothing(serve: Serve) -> None:
     assert len(kept(storage)) == 0
 
 
+WITHOUT_SECURE = "is sent without Secure; let aiohttp-remotes set the request's scheme"
+
+
 @pytest.mark.parametrize(
     ("cookie", "header", "host", "warned"),
     [
         (Cookie(), {}, "shop.example", ""),
-        (Cookie(), {"X-Forwarded-Proto": "https"}, "shop.example", "aiohttp-remotes"),
-        (Cookie(secure=True), {}, "shop.example", "aiohttp-remotes"),
+        (Cookie(), {"X-Forwarded-Proto": "https"}, "shop.example", WITHOUT_SECURE),
+        (Cookie(), {"X-Forwarded-Proto": "https, http"}, "shop.example", WITHOUT_SECURE),
+        (Cookie(), {"X-Forwarded-Proto": "HTTPS,http , http"}, "shop.example", WITHOUT_SECURE),
+        (Cookie(), {"X-Forwarded-Proto": "http, https"}, "shop.example", ""),
+        (Cookie(), {"X-Forwarded-Proto": "httpsx"}, "shop.example", ""),
+        (Cookie(), {"X-Forwarded-Proto": "\xf1"}, "shop.example", ""),
+        (Cookie(), {"Forwarded": 'for=192.0.2.60;proto=https;by="_x", proto=http'}, "shop.example", WITHOUT_SECURE),
+        (Cookie(), {"Forwarded": 'Proto="https"'}, "shop.example", WITHOUT_SECURE),
+        (Cookie(), {"Forwarded": "proto=http, proto=https"}, "shop.example", ""),
+        (Cookie(), {"X-Forwarded-Ssl": "on"}, "shop.example", WITHOUT_SECURE),
+        (Cookie(), {"X-Forwarded-Ssl": "off"}, "shop.example", ""),
+        (Cookie(), {"X-Scheme": "https"}, "shop.example", WITHOUT_SECURE),
+        (Cookie(), {"Front-End-Https": "On"}, "shop.example", WITHOUT_SECURE),
+        (Cookie(samesite="auto"), {"X-Forwarded-Proto": "https, http"}, "shop.example", WITHOUT_SECURE),
+        (Cookie(secure=True), {}, "shop.example", "browsers drop it"),
         (Cookie(secure=True), {}, "localhost:8080", ""),
+        (Cookie(secure=True), {}, "shop.localhost:8080", ""),
         (Cookie(secure=True), {}, "[::1]:8080", ""),
+        (Cookie(name="__Host-s"), {}, "shop.example", "browsers drop it"),
+        (Cookie(name="__Host-s"), {"X-Forwarded-Proto": "https, http"}, "shop.example", "browsers drop it"),
+        (Cookie(samesite="None"), {}, "shop.example", "browsers drop it"),
+        (Cookie(name="__Host-s"), {}, "localhost:8080", ""),
         (Cookie(secure=False), {"X-Forwarded-Proto": "https"}, "shop.example", ""),
     ],
 )
@@ -263,7 +311,7 @@ async def test_a_cookie_that_a_browser_will_drop_or_leak_is_warned_about_once(
     for _ in range(2):
         client.session.cookie_jar.clear()
         headers = await headers_of(client, "/begin", headers={"Host": host, **header})
-        assert ("Secure" in headers["Set-Cookie"]) is (cookie.secure is True)
+        assert ("; Secure" in headers["Set-Cookie"]) is cookie.is_secure(over_https=False)
     assert len(caplog.records) == bool(warned)
     assert warned in caplog.text
 
@@ -315,6 +363,35 @@ async def test_the_scheme_that_aiohttp_remotes_set_counts_in_any_order(
         (cookie,) = response.headers.getall("Set-Cookie")
         assert "Secure" not in cookie
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("cookie", "on_https", "on_http"),
+    [
+        (Cookie(samesite="auto"), "Secure; HttpOnly; SameSite=None", "HttpOnly; SameSite=Lax"),
+        (Cookie(samesite="auto", secure=True), "Secure; HttpOnly; SameSite=None", "Secure; HttpOnly; SameSite=Lax"),
+        (
+            Cookie(samesite="auto", name="__Host-s", partitioned=True),
+            "Secure; HttpOnly; SameSite=None; Partitioned",
+            "Secure; HttpOnly; SameSite=Lax; Partitioned",
+        ),
+    ],
+    ids=["", "secure", "host"],
+)
+@pytest.mark.parametrize("end", [begin, logout])
+async def test_same_site_auto_is_none_on_https_and_lax_on_http(
+    cookie: Cookie, on_https: str, on_http: str, end: Handler, aiohttp_client: AiohttpClient
+) -> None:
+    app = web.Application()
+    app.router.add_get("/", end)
+    setup(app, cookie=cookie)
+    await aiohttp_remotes.setup(app, aiohttp_remotes.XForwardedRelaxed())
+    client = await aiohttp_client(app)
+    for scheme, attributes in (("https", on_https), ("http", on_http)):
+        client.session.cookie_jar.clear()
+        headers = {"X-Forwarded-Proto": scheme, "Cookie": f"{cookie.name}=junk"}
+        (sent,) = (await headers_of(client, "/", headers=headers)).getall("Set-Cookie")
+        assert sent.endswith(f"; {attributes}")
 
 
 @pytest.mark.parametrize("remotes", [False, True])
@@ -425,6 +502,6 @@ async def test_an_explicit_save_that_is_cancelled_is_carried_out_whole(serve: Se
     client = await serve(begin, read, handler, storage=storage)
     await headers_of(client, "/begin")
     assert "Set-Cookie" in await headers_of(client, "/handler")
-    assert len(kept(storage)) == 1
+    assert len(sessions_in(storage)) == 1
     async with client.get("/read") as response:
         assert await response.json() == {"a": 1}

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from aiohttp_store import Cookie, Storage, StorageUnavailable, get_session, get_storage, new_session
+from aiohttp_store import (
+    Conflict,
+    Cookie,
+    Gone,
+    Outcome,
+    Record,
+    Storage,
+    StorageUnavailable,
+    Write,
+    get_session,
+    get_storage,
+    new_session,
+)
 from aiohttp_store._lifecycle.request_state import MANAGER
-from aiohttp_store.cookie import key_of_id
+from aiohttp_store.codec import Envelope, successor_of
+from aiohttp_store.cookie import CookieReader, key_of_id
 
 from ..conftest import ONE_SERVER, Client, Serve
 from ..support.proxy import Proxy
-from ..support.remote import Left, Remote, kept
+from ..support.remote import Left, Remote, kept, sessions_in
 from .test_streams import Failing
 
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(2)]
@@ -69,6 +83,12 @@ class Barrier:
             session.renew()
         elif request.query["then"] == "write":
             session["held"] = True
+        elif request.query["then"] == "logout":
+            session.invalidate()
+        elif request.query["then"] == "restart":
+            await new_session(request)
+        elif request.query["then"] == "apply":
+            await session.apply(lambda session: session.invalidate())
         return web.Response()
 
 
@@ -113,7 +133,11 @@ async def live_ids(client: Client, *cookies: str) -> list[str]:
         await asyncio.wait(tasks)  # what nobody knows any more is deleted beside the requests
     ids = [id_of(cookie) for cookie in cookies]
     records = await get_storage(client.app).load([key_of_id(one) for one in ids])
-    return [one for one, record in zip(ids, records, strict=True) if record is not None]
+    return [
+        one
+        for one, record in zip(ids, records, strict=True)
+        if record is not None and successor_of(record.data) is None
+    ]
 
 
 async def test_a_renewal_keeps_the_data_and_kills_the_old_id(serve: Serve, storage_url: str) -> None:
@@ -177,6 +201,93 @@ async def test_a_logout_during_a_renewal_wins(serve: Serve, storage_url: str) ->
     assert await live_ids(client, old) == []
 
 
+ENDS = ["logout", "restart", "apply"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("renewals", [1, 2])
+async def test_a_logout_ends_the_session_that_was_renewed_since_it_was_loaded(
+    renewals: int, end: str, serve: Serve, storage_url: str
+) -> None:
+    client, barrier = await start(serve, storage_url)
+    cookie = await begin(client)
+    logout = await held(client, barrier, end, cookie)
+    cookies = [cookie]
+    for _ in range(renewals):
+        _, header = await get(client, "/renew?b=1", cookies[-1])
+        assert header is not None
+        cookies.append(header.partition(";")[0])
+    barrier.go.set()
+    await logout
+    for one in cookies:
+        assert await get(client, "/show", one) == ({}, None)
+    assert await live_ids(client, *cookies) == []
+
+
+@pytest.mark.parametrize("end", ["logout", "restart"])
+@pytest.mark.parametrize("renewals", [1, 2])
+async def test_a_logout_with_an_id_that_was_renewed_ends_the_session(
+    renewals: int, end: str, serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url)
+    cookies = [await begin(client)]
+    for _ in range(renewals):
+        _, header = await get(client, "/renew?b=1", cookies[-1])
+        assert header is not None
+        cookies.append(header.partition(";")[0])
+    _, header = await get(client, f"/{end}", cookies[0])
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert await live_ids(client, *cookies) == []
+
+
+@pytest.mark.parametrize("end", ["logout", "restart"])
+async def test_a_logout_ends_every_session_that_the_request_presented(end: str, serve: Serve, storage_url: str) -> None:
+    client, _ = await start(serve, storage_url)
+    cookies = [await begin(client) for _ in range(3)]
+    _, header = await get(client, f"/{end}", "; ".join(cookies))
+    assert header is not None
+    assert "Max-Age=0" in header
+    assert await live_ids(client, *cookies) == []
+
+
+async def test_a_logout_with_one_live_session_and_one_that_was_renewed_ends_both(
+    serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url)
+    renewed, live = await begin(client), await begin(client)
+    _, header = await get(client, "/renew", renewed)
+    assert header is not None
+    assert await get(client, "/show", f"{renewed}; {live}") == ({"a": "1"}, None)
+    await get(client, "/logout", f"{renewed}; {live}")
+    assert await live_ids(client, live, header.partition(";")[0]) == []
+
+
+async def test_a_logout_ends_what_another_clock_takes_for_expired(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    cookie = await begin(client)
+    assert client.app is not None
+    manager: Any = client.app[MANAGER]
+    now, manager.lifetimes.clock = manager.lifetimes.clock, lambda: time.time() + 10 * 86_400
+    assert await get(client, "/show", cookie) == ({}, None)
+    await get(client, "/logout", cookie)
+    manager.lifetimes.clock = now
+    assert await get(client, "/show", cookie) == ({}, None)
+
+
+async def test_a_logout_ends_a_session_in_the_format_of_another_version(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://")
+    cookie = await begin(client)
+    assert client.app is not None
+    storage, key = get_storage(client.app), key_of_id(id_of(cookie))
+    (record,) = await storage.load([key])
+    assert record is not None
+    await storage.save([Write(key, record.version, b"\x09of another version", 60)])
+    assert await get(client, "/show", cookie) == ({}, None)
+    await get(client, "/logout", cookie)
+    assert await storage.load([key]) == [None]
+
+
 @pytest.mark.parametrize("then", ["/logout", "/renew", "/put?b=2"])
 async def test_a_renewal_that_meets_another_request_leaves_no_record_behind(then: str, serve: Serve) -> None:
     storage = Remote()
@@ -187,7 +298,7 @@ async def test_a_renewal_that_meets_another_request_leaves_no_record_behind(then
     barrier.go.set()
     await late
     await client.close()
-    assert len(kept(storage)) == (0 if then == "/logout" else 1)
+    assert len(sessions_in(storage)) == (0 if then == "/logout" else 1)
 
 
 async def test_a_gone_session_sends_no_cookie_though_its_signature_is_old(serve: Serve) -> None:
@@ -327,6 +438,42 @@ async def test_two_live_sessions_in_one_request_are_nobodys(
     assert "__Host-" in caplog.text
 
 
+@pytest.mark.parametrize("secret", [None, SECRETS], ids=["plain", "signed"])
+async def test_more_cookies_than_are_looked_at_are_nobodys_session(
+    secret: list[str] | None, serve: Serve, storage_url: str
+) -> None:
+    client, _ = await start(serve, storage_url, secret=secret)
+    mine, tossed = await begin(client), await begin(client)
+    alien = ["session=" + CookieReader("session", secret).value(secrets.token_urlsafe(32)) for _ in range(8)]
+    assert await get(client, "/show", "; ".join([tossed] * 4 + [mine])) == ({}, None)
+    assert await get(client, "/show", "; ".join([mine] * 9)) == ({"a": "1"}, None)
+    assert await get(client, "/show", "; ".join([*alien[:3], mine])) == ({"a": "1"}, None)
+    for crowd in (
+        [tossed, *alien[:3], mine],
+        [tossed, tossed, *alien, mine],
+        [mine, *alien[:3], tossed],
+        [mine, *alien[:4]],
+    ):
+        assert await get(client, "/show", "; ".join(crowd)) == ({}, None)
+        async with client.session.get(
+            client.make_url("/show"), headers=[("Cookie", one) for one in crowd]
+        ) as response:  # in a header each
+            assert await response.json() == {}
+    _, header = await get(client, "/put?b=2", "; ".join([tossed, *alien, mine]))
+    assert header is not None
+    assert header.partition(";")[0] not in (mine, tossed)
+    for alive in (mine, tossed):
+        assert (await get(client, "/show", alive))[0] == {"a": "1"}
+
+
+async def test_forged_cookies_are_counted_before_they_are_verified(serve: Serve) -> None:
+    client, _ = await start(serve, "memory://", secret=SECRETS)
+    mine = await begin(client)
+    forged = [f"session={secrets.token_urlsafe(32)}.{secrets.token_urlsafe(32)}" for _ in range(4)]
+    assert (await get(client, "/show", "; ".join([*forged[:3], mine])))[0] == {"a": "1"}
+    assert (await get(client, "/show", "; ".join([mine, *forged])))[0] == {}
+
+
 async def test_an_id_in_the_address_is_ignored(serve: Serve) -> None:
     client, _ = await start(serve, "memory://")
     mine = await begin(client)
@@ -383,6 +530,74 @@ async def test_ids_are_never_drawn_twice_and_a_collision_takes_nothing_over(
     assert draws == []
     assert not header.startswith(mine)
     assert (await get(client, "/show", mine))[0] == {"a": "1"}
+
+
+class Taken(Left):
+    """A storage that never creates, and, once it is `paused`, waits at each save until the client has left."""
+
+    answer: Any = Gone()
+    saves = 0
+    paused = False
+
+    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
+        if all(write.expected is not None for write in writes):
+            return await self.memory.save(writes)
+        self.saves += 1
+        if self.paused:
+            await self._wait("save")
+        return [self.answer for _ in writes]
+
+
+ANSWERS = [Gone(), Conflict(Record(b"12345678", b"")), Conflict(Record(b"", b"junk")), None]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=["gone", "conflict", "junk", "nothing"])
+@pytest.mark.parametrize("path", ["/put?a=1", "/restart?write=1", "/renew", "/save", "/apply"])
+async def test_a_storage_that_never_creates_is_an_outage_and_is_not_asked_without_end(
+    path: str, answer: Any, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def save(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["a"] = 1
+        await session.save()
+        return web.Response()
+
+    async def apply(request: web.Request) -> web.Response:
+        await (await get_session(request)).apply(lambda session: session.update(a=1))
+        return web.Response()
+
+    storage = Taken()
+    storage.answer = answer
+    client = await serve(*HANDLERS, save, apply, storage=storage)
+    cookie = await begin_in(storage)
+    caplog.clear()
+    async with client.get(path, headers={"Cookie": cookie} if path == "/renew" else {}) as response:
+        assert (response.status, response.headers.get("Retry-After")) == (503, "1")
+        assert "Set-Cookie" not in response.headers
+    assert 1 <= storage.saves <= 4
+    assert f"is broken: it answered {type(answer).__name__} to a create under a random key" in caplog.text
+    assert (await get(client, "/show", cookie))[0] == {"a": "1"}
+
+
+async def begin_in(storage: Taken) -> str:
+    session_id = secrets.token_urlsafe(32)
+    record = Envelope(time.time(), time.time(), None, b'{"a":"1"}').pack()
+    await storage.memory.save([Write(key_of_id(session_id), None, record, 3600)])
+    return f"session={session_id}"
+
+
+@pytest.mark.parametrize("path", ["/put?a=1", "/restart?write=1", "/renew"])
+async def test_a_storage_that_never_creates_is_not_asked_without_end_after_the_client_has_left(
+    path: str, serve: Serve
+) -> None:
+    storage = Taken()
+    client = await serve(*HANDLERS, storage=storage)
+    cookie = await begin_in(storage)
+    storage.paused = True
+    await storage.leave(client, asyncio.create_task(get(client, path, cookie if path == "/renew" else None)))
+    await client.close()  # waits for what the request has left behind
+    assert 1 <= storage.saves <= 4
+    assert list(kept(storage)) == [key_of_id(id_of(cookie))]
 
 
 async def test_logouts_and_visits_without_a_session_store_nothing(serve: Serve) -> None:
@@ -502,6 +717,7 @@ async def test_a_client_that_leaves_while_its_old_session_is_destroyed_gets_its_
     storage.verb = "delete"
     client, _ = await start(serve, storage)
     old = await begin(client)
+    storage.verb = "save"  # on condition of the version
     await storage.leave(client, asyncio.create_task(get(client, "/restart?write=1", old)))
     await client.close()
     (record,) = kept(storage).values()

@@ -214,6 +214,40 @@ async def test_a_clock_that_was_set_back_prolongs_instead_of_ending(visitor: Vis
     assert await visitor.written() == pytest.approx(0, abs=1)
 
 
+@pytest.mark.parametrize("path", ["/read", "/write"])
+async def test_a_session_that_began_while_the_clock_was_years_ahead_has_an_ordinary_lifetime(
+    path: str, visitor: Visitor
+) -> None:
+    visitor.wait(3650 * DAY)
+    await visitor.get("/begin")
+    visitor.wait(-3650 * DAY)
+    for _ in range(46):
+        assert (await visitor.get(path))["a"] == 1
+        assert unpack_envelope((await visitor.record()).data).created <= visitor.now
+        visitor.wait(HOUR / 2)
+    visitor.wait(HOUR)
+    assert await visitor.get("/read") == {}
+
+
+async def test_polling_keeps_no_session_alive_that_a_wrong_clock_has_written(visitor: Visitor) -> None:
+    visitor.wait(3650 * DAY)
+    await visitor.get("/begin")
+    visitor.wait(-3650 * DAY)
+    for _ in range(3):
+        assert await visitor.get("/read?poll=") == {"a": 1}
+        visitor.wait(HOUR / 4)
+    visitor.wait(HOUR / 2)
+    assert await visitor.get("/read?poll=") == {}
+
+
+async def test_a_little_skew_between_machines_writes_nothing(visitor: Visitor) -> None:
+    await visitor.get("/begin")
+    version = (await visitor.record()).version
+    visitor.wait(-30)
+    assert await visitor.get("/read") == {"a": 1}
+    assert (await visitor.record()).version[:8] == version[:8]
+
+
 async def test_over_thirty_days_are_kept_on_every_server(serve: Serve, storage_url: str) -> None:
     visitor = Visitor(await serve(*HANDLERS, storage=storage_url, idle_timeout=90 * DAY))
     await visitor.get("/begin")

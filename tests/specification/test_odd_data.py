@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import enum
 import json
+import re
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +65,106 @@ ODD = {
 
 
 WIDE = {str(number): number for number in range(5000)}
+
+
+class Word(enum.StrEnum):
+    USER = "user"
+    CART = "cart"
+
+
+async def test_members_of_an_enum_of_str_are_keys_as_they_are_values(serve: Serve, storage_url: str) -> None:
+    async def login(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session[Word.USER] = Word.CART
+        session["nested"] = {Word.CART: [{Word.USER: 1}]}
+        await session.apply(lambda session: session.update({Word.CART: session[Word.USER]}))
+        session["nested"][Word.CART].append(2)
+        return web.json_response([session[Word.USER], session["user"], session.get(Word.CART)])
+
+    async def change(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session[Word.USER] = "bob"
+        del session[Word.CART]
+        return web.Response()
+
+    client = await serve(login, change, show, storage=storage_url)
+    async with client.get("/login") as response:
+        assert (response.status, await response.json()) == (200, ["cart", "cart", "cart"])
+    assert await shown(client) == {"user": "cart", "cart": "cart", "nested": {"cart": [{"user": 1}, 2]}}
+    async with client.get("/change") as response:
+        assert response.status == 200
+    assert await shown(client) == {"user": "bob", "nested": {"cart": [{"user": 1}, 2]}}
+
+
+async def keep(request: web.Request) -> web.Response:
+    """Keep what a browser chose, as a value, in a value, and as a key."""
+    session = await get_session(request)
+    agent = request.headers["User-Agent"]
+    session["agent"], session["seen"], session[agent] = agent, {agent: [agent]}, "key"
+    if "save" in request.query:
+        await session.save()
+    if "apply" in request.query:
+        await session.apply(lambda session: session.update(n=session.get("n", 0) + 1))
+    return web.Response()
+
+
+FOUND = {"agent": "a\ufffd\ufffdb", "seen": {"a\ufffd\ufffdb": ["a\ufffd\ufffdb"]}, "a\ufffd\ufffdb": "key"}
+
+
+@pytest.mark.parametrize("query", ["", "?save=1", "?apply=1", "?save=1&apply=1"])
+async def test_no_bytes_that_a_browser_sends_are_a_500(query: str, serve: Serve, storage_url: str) -> None:
+    class Counting(Remote):
+        saves = 0
+
+        async def save(self, writes: Any) -> Any:
+            self.saves += 1
+            return await super().save(writes)
+
+    counting = Counting()
+    client = await serve(keep, show, storage=counting if storage_url.startswith("memory") else storage_url)
+    head = b"GET /keep%s HTTP/1.1\r\nHost: x\r\nUser-Agent: a\xf1\xffb\r\n" % query.encode()
+    status, headers, _ = await raw(client.port, head)
+    assert status == 200
+    cookie = re.search(rb"Set-Cookie: (session=[\w-]+)", headers)
+    assert cookie is not None
+    options = {"headers": {"Cookie": cookie[1].decode()}}
+    expected = FOUND | ({"n": 1} if "apply" in query else {})
+    assert await shown(client, **options) == expected
+    saves = counting.saves
+    status, headers, _ = await raw(client.port, head + b"Cookie: " + cookie[1] + b"\r\n")
+    assert (status, b"Set-Cookie" in headers) == (200, False)
+    assert await shown(client, **options) == (expected | ({"n": 2} if "apply" in query else {}))
+    if not query:
+        assert counting.saves == saves  # the same data is not written again
+
+
+async def test_bytes_that_a_browser_sends_are_merged_as_other_text(serve: Serve, storage_url: str) -> None:
+    """Two requests have loaded one session; each then sets what the other does not, beside the same text."""
+    loaded, opened = asyncio.Semaphore(0), asyncio.Event()
+
+    async def meet(request: web.Request) -> web.Response:
+        session, agent = await get_session(request), request.headers["User-Agent"]
+        loaded.release()
+        await opened.wait()
+        session["agent"], session[agent] = agent, request.query["to"]
+        session["seen"][request.query["to"]] = agent
+        return web.Response()
+
+    client = await serve(keep, meet, show, storage=storage_url)
+    head = b" HTTP/1.1\r\nHost: x\r\nUser-Agent: a\xf1\xffb\r\n"
+    _, headers, _ = await raw(client.port, b"GET /keep" + head)
+    cookie = re.search(rb"Set-Cookie: (session=[\w-]+)", headers)
+    assert cookie is not None
+    head += b"Cookie: " + cookie[1] + b"\r\n"
+    both = [asyncio.create_task(raw(client.port, b"GET /meet?to=" + to + head)) for to in (b"one", b"two")]
+    for _ in both:
+        await loaded.acquire()
+    opened.set()
+    assert [status for status, *_ in await asyncio.gather(*both)] == [200, 200]
+    found = await shown(client, headers={"Cookie": cookie[1].decode()})
+    text = FOUND["agent"]
+    assert found.pop(str(text)) in ("one", "two")
+    assert found == {"agent": text, "seen": {text: [text], "one": text, "two": text}}
 
 
 @pytest.mark.parametrize("data", [ODD, {"deep": nested(240)}, WIDE], ids=["odd", "deep", "wide"])

@@ -441,7 +441,10 @@ def make_dump(storage_name: str, storage_url: str, servers: Servers) -> Callable
         match STORAGES[storage_name][0]:
             case None:
                 files = sorted(storage.path.parent.glob(f"{storage.path.name}*")) if storage_name == "sqlite" else []
-                return b"".join(file.read_bytes() for file in files) or repr(kept(storage)).encode()
+                return (
+                    b"".join(file.read_bytes() for file in files)
+                    or repr([(key, *record) for key, record in kept(storage).items()]).encode()
+                )
             case "redis":
                 async with Redis.from_url(servers.url("redis")) as client:
                     found: Any = [(key, await client.get(key)) for key in await client.keys(f"{space}*")]

@@ -302,6 +302,7 @@ async def test_a_failed_connection_wakes_those_who_wait_for_one() -> None:
 
 async def test_closing_during_a_call_leaves_no_connection_open(proxy: Proxy) -> None:
     async with opened(proxy.url) as storage:
+        proxy.requests.clear()
         proxy.answering.clear()
         task = asyncio.create_task(storage.load([new_key()]))
         await until(lambda: proxy.requests)
@@ -379,7 +380,7 @@ async def test_a_server_that_wants_a_login_is_an_outage_that_says_so(
             await storage.load([new_key()])
 
 
-async def test_a_server_without_cas_is_refused_at_the_first_write(tuned: Callable[..., Tuned]) -> None:
+async def test_a_server_without_cas_refuses_writes(tuned: Callable[..., Tuned]) -> None:
     server = tuned("-C")
     async with opened(server.url) as storage:
         with pytest.raises(StorageUnavailable, match="-C"):
@@ -486,6 +487,7 @@ async def test_a_limit_that_a_restart_lowered_is_noticed(tuned: Callable[..., Tu
 )
 async def test_what_is_no_key_is_refused_before_anything_is_sent(proxy: Proxy, key: str) -> None:
     async with opened(proxy.url) as storage:
+        proxy.requests.clear()
         for verb in (storage.load([key]), save(storage, key, b"x"), storage.delete([new_key(), key])):
             with pytest.raises(ValueError, match="43"):
                 await verb
@@ -559,7 +561,7 @@ async def test_every_prefix_that_fits_is_used(shared: Memcached, prefix: str) ->
 
 async def test_a_storage_that_is_not_open_says_so(shared: Memcached) -> None:
     storage = storage_from_url(shared.url)
-    with pytest.raises(RuntimeError, match="open"):
+    with pytest.raises(StorageUnavailable, match="not open"):
         await storage.load([new_key()])
 
 

@@ -20,13 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from aiohttp_store import ConfigError, Conflict, Gone, Saved, SessionTooLarge, Storage, StorageUnavailable, Write
+from aiohttp_store import (
+    ConfigError,
+    Conflict,
+    Gone,
+    Saved,
+    SessionTooLarge,
+    Storage,
+    StorageRefused,
+    StorageUnavailable,
+    Write,
+    _log,
+    get_session,
+)
 from aiohttp_store.storages import _sweeping as sweeping
 from aiohttp_store.storages import storage_from_url
 from aiohttp_store.storages.sqlite import SQLiteOptions, SQLiteStorage
 
-from ..conftest import PATIENCE
+from ..conftest import PATIENCE, Client, Serve
 from ..support.one_key import create, data_of, load, new_key, save
 from ..support.pages import ROOT
 from ..support.ticking import ticking
@@ -144,7 +157,7 @@ def test_a_url_that_cannot_work_is_refused_and_the_way_out_told(url: str, messag
         ("missing/a.db", "sessions", "there is no folder .*/missing; make it"),
         ("garbage/a.db", "sessions", "there is no folder .*/garbage; make it"),
         ("folder", "sessions", "it is a folder; name a file in it"),
-        ("garbage", "sessions", "it is no SQLite database; name another file"),
+        ("garbage", "sessions", "it is not an SQLite database; name another file"),
         ("dangling", "sessions", "let this user read and write it"),
         ("other.db", "other", "the table has another layout; name another with .table="),
         ("new.db", "sqlite_x", "object name reserved"),
@@ -171,7 +184,7 @@ async def test_a_file_that_cannot_be_used_is_told_at_open_and_left_alone(
 AS_NOBODY = """
 import asyncio, os, sys
 from pathlib import Path
-from aiohttp_store import ConfigError, StorageUnavailable
+from aiohttp_store import ConfigError, StorageRefused
 from aiohttp_store.storages.sqlite import SQLiteStorage
 from tests.support.one_key import create, data_of, new_key
 import encodings.idna
@@ -194,6 +207,17 @@ async def main():
     file.chmod(0o600)
     storage = SQLiteStorage(file)
     await storage.open()
+    await storage.close()
+    file.chmod(0o400)  # it can be opened and read, as it has a table and a log already
+    try:
+        await SQLiteStorage(file).open()
+    except ConfigError as error:
+        assert "readonly" in str(error) and "let this user read and write it" in str(error), error
+    else:
+        raise AssertionError("read-only")
+    for name in folder.iterdir():
+        name.chmod(0o600)
+    await storage.open()
     key = new_key()
     await create(storage, key)
     for name in folder.iterdir():
@@ -202,8 +226,8 @@ async def main():
     for ask in storage.load([key]), storage.delete([key]):
         try:
             await ask
-        except StorageUnavailable:
-            pass
+        except StorageRefused as error:
+            assert "let this user read and write it" in str(error), error
         else:
             raise AssertionError(ask)
     try:
@@ -293,7 +317,7 @@ async def test_a_database_that_is_locked_at_the_start_is_an_outage_that_ends(
     with locked(path, ALONE):
         storage = SQLiteStorage(path, SQLiteOptions(timeout=TIMEOUT))
         await storage.open()
-        assert "opened without its database" in caplog.text
+        assert "opened without its server" in caplog.text
         assert str(path) in caplog.text
         with pytest.raises(StorageUnavailable):
             await storage.load([new_key()])
@@ -583,6 +607,87 @@ async def test_a_file_that_was_deleted_or_replaced_is_noticed_at_once(path: Path
             assert await data_of(storage, later) == b"data"
     assert len(rows(path)) == (1 if to == "nothing" else 2)
     assert threads() == []
+
+
+async def count(request: web.Request) -> web.Response:
+    session = await get_session(request)
+    session["n"] = session.get("n", 0) + 1
+    return web.json_response(session["n"])
+
+
+async def statuses(client: Client, number: int) -> list[int]:
+    return [(await client.get("/count")).status for _ in range(number)]
+
+
+async def test_a_table_that_was_dropped_while_the_app_runs_is_made_again_with_its_index(
+    path: Path, serve: Serve
+) -> None:
+    client = await serve(count, storage=SQLiteStorage(path, SQLiteOptions(timeout=PATIENCE)))
+    assert await statuses(client, 2) == [200, 200]
+    rows(path, "DROP TABLE sessions")
+    assert await statuses(client, 3) == [503, 200, 200]
+    assert rows(path, "SELECT name FROM sqlite_master WHERE name='sessions_expires'") == [("sessions_expires",)]
+    for file in path.parent.iterdir():
+        file.unlink()
+    assert await statuses(client, 2) == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("how", "back", "says"),
+    [
+        ("ALTER TABLE sessions ADD COLUMN more", "ALTER TABLE sessions DROP COLUMN more", None),
+        ("ALTER TABLE sessions RENAME COLUMN data TO old", "ALTER TABLE sessions RENAME COLUMN old TO data", "layout"),
+        ("ALTER TABLE sessions RENAME TO old; CREATE VIEW sessions AS SELECT 1", "DROP VIEW sessions", "layout"),
+        ("DROP TABLE sessions; CREATE TABLE x (y); CREATE INDEX sessions ON x (y)", "DROP TABLE x", "already an index"),
+    ],
+)
+async def test_a_table_that_was_changed_while_the_app_runs_refuses_until_it_is_mended(
+    path: Path, serve: Serve, caplog: pytest.LogCaptureFixture, how: str, back: str, says: str | None
+) -> None:
+    client = await serve(count, storage=SQLiteStorage(path, SQLiteOptions(timeout=PATIENCE)))
+    assert await statuses(client, 1) == [200]
+    with closing(sqlite3.connect(path)) as other:
+        other.executescript(how)
+        if says is not None:
+            await statuses(client, 1)
+            caplog.clear()
+            _log._last.clear()
+            assert await statuses(client, 2) == [503, 503]
+            (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+            assert says in said
+            assert "name another" in said
+        other.executescript(back)
+    await statuses(client, 1)
+    assert await statuses(client, 2) == [200, 200]
+
+
+async def test_a_folder_that_is_away_is_a_refusal_until_it_is_back(path: Path, serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    storage = SQLiteStorage(folder / "sessions.db", SQLiteOptions(timeout=PATIENCE))
+    client = await serve(count, storage=storage)
+    assert await statuses(client, 1) == [200]
+    folder.rename(tmp_path / "away")
+    assert await statuses(client, 2) == [503, 503]
+    with pytest.raises(StorageRefused, match="there is no folder"):
+        await storage.load([new_key()])
+    (tmp_path / "away").rename(folder)
+    assert await statuses(client, 2) == [200, 200]
+
+
+async def test_a_row_that_another_program_wrote_in_another_type_is_absent(path: Path) -> None:
+    key = new_key()
+    columns = "id TEXT NOT NULL PRIMARY KEY, version BLOB NOT NULL, data BLOB NOT NULL, expires REAL NOT NULL"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f"CREATE TABLE sessions ({columns})")
+        other.execute("INSERT INTO sessions VALUES (?, 'text', 'text', 1e12)", (key,))
+        other.commit()
+    async with Opened(path) as storage:
+        assert await storage.load([key]) == [None]
+        with pytest.raises(StorageUnavailable, match="not written by this storage"):
+            await save(storage, key, b"new")
+        await storage.delete([key])
+        await create(storage, key)
 
 
 async def test_a_value_over_sqlites_limit_is_too_large(path: Path) -> None:

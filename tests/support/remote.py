@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp_store import Outcome, Record, Storage, Write
+from aiohttp_store.codec import successor_of
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import PATIENCE, Client
@@ -29,6 +30,11 @@ class Remote(Storage):
 
     async def delete(self, keys: Sequence[str]) -> None:
         await self.memory.delete(keys)
+
+
+def sessions_in(storage: Storage) -> list[Record]:
+    """Give what is in memory and no tombstone."""
+    return [record for record in kept(storage).values() if successor_of(record.data) is None]
 
 
 class Left(Remote):

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from aiohttp_store import ConfigError, Cookie
-from aiohttp_store.cookie import (
-    MAX_AGE,
-    MAX_REMEMBERED,
-    MAX_REMEMBERED_SIZE,
-    CookieReader,
-    add_vary,
-    forbid_caching,
-    key_of_id,
-)
+from aiohttp_store._caching import add_vary, forbid_caching
+from aiohttp_store.cookie import MAX_AGE, MAX_REMEMBERED, MAX_REMEMBERED_SIZE, CookieReader, key_of_id
 
 ID = "a-Session_Id-of-43-characters-in-base64url0"
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(3)]
@@ -68,9 +61,19 @@ def read(reader: CookieReader, *cookies: str) -> list[tuple[str, bool]]:
         ({"samesite": "lax"}, "samesite must be 'Lax'"),
         ({"priority": "Highest"}, "priority must be 'Low'"),
         ({"secure": False, "samesite": "None"}, "contradicts samesite='None'"),
+        ({"secure": False, "samesite": "auto"}, "contradicts samesite='auto', which is 'None' on https"),
+        ({"samesite": "Auto"}, "samesite must be 'Lax', 'Strict', 'None', 'auto' or None"),
         ({"secure": False, "partitioned": True}, "contradicts partitioned=True"),
         ({"secure": False, "name": "__Host-s"}, "contradicts name='__Host-s'"),
         ({"secure": False, "name": "__secure-s"}, "contradicts name='__secure-s'"),
+        ({"secure": False, "name": "__Http-s"}, "contradicts name='__Http-s', which browsers accept on secure"),
+        ({"secure": False, "name": "__HOST-HTTP-s"}, "contradicts name='__HOST-HTTP-s', which browsers accept on sec"),
+        ({"httponly": False, "name": "__Http-s"}, "contradicts name='__Http-s', which browsers accept on HttpOnly"),
+        ({"httponly": False, "name": "__hTTP-s"}, r"Cookie\(httponly=False\) contradicts name='__hTTP-s'"),
+        ({"httponly": False, "name": "__Host-Http-s"}, "contradicts name='__Host-Http-s', which browsers accept on H"),
+        ({"httponly": False, "name": "__hosT-httP-s"}, r"Cookie\(httponly=False\) contradicts name='__hosT-httP-s'"),
+        ({"name": "__Host-Http-s", "path": "/app"}, "demands path='/' and no domain"),
+        ({"name": "__host-HTTP-s", "domain": "x.example"}, "demands path='/' and no domain"),
         ({"name": "__Host-s", "domain": "x.example"}, "demands path='/' and no domain"),
         ({"name": "__hOST-s", "path": "/app"}, "demands path='/' and no domain"),
     ],
@@ -97,6 +100,24 @@ def test_auto_is_secure_where_the_request_or_another_option_demands_it(
     cookie: Cookie, over_https: bool, secure: bool
 ) -> None:
     assert cookie.is_secure(over_https) is secure
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "__Host-s", "httponly": False},
+        {"name": "__Secure-s", "httponly": False, "domain": "x.example", "path": "/app"},
+        {"name": "__Http-s", "domain": "x.example", "path": "/app"},
+        {"name": "__Host-Http-s"},
+        {"name": "__Httpd", "httponly": False, "secure": False},
+        {"name": "Http-s", "httponly": False, "secure": False},
+    ],
+)
+def test_a_name_demands_what_browsers_check_and_no_more(options: dict[str, Any]) -> None:
+    cookie = Cookie(**options)
+    secure = options.get("secure", True)
+    assert cookie.is_secure(over_https=False) is secure
+    assert ("; HttpOnly" in cookie.header("v", secure=secure, max_age=0)) is options.get("httponly", True)
 
 
 def test_the_defaults_are_the_safe_ones() -> None:
@@ -148,7 +169,7 @@ def test_what_is_serialised_parses_back(
     priority: Any,
     max_age: int | None,
 ) -> None:
-    assume(not name.lower().startswith(("__host-", "__secure-")) and not path.endswith(" "))
+    assume(not name.lower().startswith(("__host-", "__secure-", "__http-")) and not path.endswith(" "))
     cookie = Cookie(
         name=name,
         path=f"/{path}",
@@ -250,10 +271,17 @@ def test_only_cookies_of_exactly_our_name_are_read_from_every_header_each_id_onc
     assert not reader.is_in(headers("sessions=junk"))
 
 
-def test_at_most_four_cookies_are_looked_at() -> None:
+@pytest.mark.parametrize("keys", [None, SECRETS])
+def test_at_most_four_cookies_are_looked_at_and_of_more_none(keys: list[str] | None) -> None:
+    reader = CookieReader("session", keys)
     ids = [secrets.token_urlsafe(32) for _ in range(6)]
-    found = CookieReader("session", None).read(headers("; ".join(f"session={one}" for one in ids)))
-    assert [one.id for one in found] == ids[:4]
+    cookies = [f"session={reader.value(one)}" for one in ids]
+    for some in (cookies[:4], cookies[:4] * 3, [*cookies[:4], "session=junk"]):
+        for headed in (["; ".join(some)], some):
+            assert [one for one, _ in read(reader, *headed)] == ids[:4]
+    for more in (cookies, cookies[:5], cookies[:1] * 4 + cookies):
+        for headed in (["; ".join(more)], more):
+            assert read(reader, *headed) == []
 
 
 def test_malformed_cookies_do_not_hide_the_genuine_one() -> None:
@@ -296,6 +324,28 @@ def test_vary_is_added_to_what_is_there(present: list[str], expected: str) -> No
         (["public, max-age=60"], "private, max-age=60", ["public"]),
         (["Public", "S-MaxAge=9, max-age=60"], "private, max-age=60", ["Public", "S-MaxAge=9"]),
         (["public, NO-STORE"], "public, NO-STORE", []),
+        (['private="x-foo", max-age=60'], "private, max-age=60", ['private="x-foo"']),
+        (["Private=x-foo"], "private", ["Private=x-foo"]),
+        (['private="x-foo, x-bar", private'], "private", ['private="x-foo, x-bar"']),
+        (["PRIVATE, max-age=60"], "PRIVATE, max-age=60", []),
+        (["private, public, s-maxage=9"], "private", ["public", "s-maxage=9"]),
+        (
+            ["public, must-understand, no-store, max-age=600"],
+            "private, must-understand, no-store, max-age=600",
+            ["public"],
+        ),
+        (["no-store, Must-Understand"], "private, no-store, Must-Understand", []),
+        (["must-understand, private, no-store"], "must-understand, private, no-store", []),
+        (['no-cache="set-cookie, x", max-age=60'], 'private, no-cache="set-cookie, x", max-age=60', []),
+        (['ext="a, no-store, private", public'], 'private, ext="a, no-store, private"', ["public"]),
+        (['ext="a\\", no-store", max-age=1'], 'private, ext="a\\", no-store", max-age=1', []),
+        (['no-store="x", max-age=1'], 'private, no-store="x", max-age=1', []),
+        (["must-revalidate, proxy-revalidate"], "private, must-revalidate, proxy-revalidate", []),
+        ([", ,no-cache,,", "", "immutable"], "private, no-cache, immutable", []),
+        ([""], "no-store", []),
+        (['ext="a, no-store'], "no-store", ['ext="a, no-store']),
+        (["max-age = 60, private"], "no-store", ["max-age = 60, private"]),
+        (["public max-age=60"], "no-store", ["public max-age=60"]),
     ],
 )
 def test_a_response_with_our_cookie_stays_out_of_shared_caches(
@@ -304,3 +354,24 @@ def test_a_response_with_our_cookie_stays_out_of_shared_caches(
     response = CIMultiDict([("Cache-Control", value) for value in present])
     assert forbid_caching(response) == taken_out
     assert response.getall("Cache-Control") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "expected", "taken_out"),
+    [
+        ("CDN-Cache-Control", "max-age=600", "no-store, max-age=600", []),
+        ("Cloudflare-CDN-Cache-Control", "public, max-age=600", "no-store, max-age=600", ["public"]),
+        ("cdn-cache-control", "no-store", "no-store", []),
+        ("CDN-Cache-Control", "private", "private", []),
+        ("Surrogate-Control", 'max-age=60+10, content="ESI/1.0"', 'no-store, max-age=60+10, content="ESI/1.0"', []),
+        ("CDN-Cache-Control", "max-age=60;x=1", "no-store", ["max-age=60;x=1"]),
+        ("X-Cache-Control", "public", "public", []),
+    ],
+)
+def test_a_header_for_one_kind_of_cache_invites_none_of_it(
+    name: str, present: str, expected: str, taken_out: list[str]
+) -> None:
+    response = CIMultiDict({name: present, "Cache-Control": "max-age=60"})
+    assert forbid_caching(response) == taken_out
+    assert response.getall(name) == [expected]
+    assert response["Cache-Control"] == "private, max-age=60"

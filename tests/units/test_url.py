@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiohttp_store import ConfigError, Host, StorageURL
+from aiohttp_store.storages import storage_from_url
 from aiohttp_store.url import TLSOptions, identifier
 
 
@@ -75,6 +77,107 @@ def test_a_password_that_is_not_encoded_is_refused_and_not_shown(text: str) -> N
         assert part not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis:/:geheim@h/0",
+        "redis:geheim@h",
+        "redis//:geheim@h/0",
+        ":geheim@h/0",
+        "//u:geheim@h/0",
+        "geheim@h:6379",
+        "u:geheim@h/0",
+        "redis:/u:geheim/0",
+        "redis://u:1?PW=geheim@h",
+        "redis://u:1?geheim=x@h",
+        "redis://u:p@1?PW=geheim@h",
+        "redis://u:1/geheim@h",
+        "redis:///:geheim@h/0",
+        "redis:///u:geheim@h/0",
+        "redis:///geheim@h/0",
+        "redis:////u:geheim@h/0",
+        "redis://u:geheim",
+        "redis://:geheim/0",
+        "redis://:geheim",
+        "redis://u:geheim/0?timeout=1",
+        "redis://u:1,geheim:x",
+        "redis://u:1,geheim",
+        "redis://u:geheim,h2:1/0",
+        "redis://u:gehe#im@h",
+        "redis://u:geheim#h",
+        "redis://u:geheim@h/zero",
+        "redis://geheim@h/zero",
+        "redis://u:12/geheim",
+        "redis://u:geheim@h:port/0",
+        "redis://u:geheim@h\n/0",
+        "redis://u:geheim\n@h",
+        "mysql://u:12/gehe/geheim",
+        "mysql://u:geheim/db",
+        "mongodb://u:geheim/db",
+        "mongodb://u:geheim@h,,i/db",
+        "redis+sentinel://u:geheim/service",
+        "redis+cluster://u:12/geheim",
+        "memcached://u:geheim@h",
+        "memory://u:geheim@h",
+        "memory://u:geheim",
+        "sqlite://u:geheim@/x.db",
+        "sqlite://u:geheim/x.db",
+        "redis://h?pass=geheim&timeout=-1",
+        "redis://h,i?pwd=geheim",
+        "redis+unix://h/x?passwd=geheim",
+        "redis+unix://h/x?pw=geheim&api_key=geheim",
+    ],
+)
+def test_no_error_of_a_malformed_url_shows_what_may_be_its_password(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        storage_from_url(text)
+    assert "gehe" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("character", ["\r", "\n", "\0", "\x1b", "\x7f", "\x85", "\u2028", "\t"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h{}/0",
+        "redis://h,i{}:1/0",
+        "redis://u{}:p@h/0",
+        "redis://u@h/0{}",
+        "redis://h/0?prefix=a{}",
+        "redis://h/0?a{}=b",
+        "sqlite:///a{}b.db",
+        "memory{}://",
+    ],
+)
+def test_control_characters_in_a_url_are_refused_and_not_shown_as_they_are(url: str, character: str) -> None:
+    for written in (character, quote(character)):
+        with pytest.raises(ConfigError) as caught:
+            StorageURL.parse(url.format(written))
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a%E2%80%AEb", "%E2%80%8B", "a%C2%A0b"])
+def test_a_host_that_cannot_be_printed_as_it_is_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="host 1 of 1 in the x:// URL is not a host"):
+        StorageURL.parse(f"x://{name}")
+
+
+def test_a_password_may_hold_any_character_where_it_is_encoded() -> None:
+    for character in "\r\n\0/?#@:% é\u2028":
+        url = StorageURL.parse(
+            f"x://u:{quote(character, safe='')}@bücher.example/a%40b?sentinel_password=%0A&prefix=a%40b"
+        )
+        assert url.password == character
+        assert (url.hosts[0].name, url.path, dict(url.query)["prefix"]) == ("bücher.example", "/a@b", "a@b")
+        assert str(url) == "x://u:***@bücher.example/a@b?sentinel_password=***&prefix=a@b"
+
+
+def test_a_lone_user_may_be_a_password_whose_colon_was_forgotten() -> None:
+    url = StorageURL.parse("redis://geheim@h")
+    assert url.user == "geheim"
+    assert "geheim" not in f"{url} {url!r}"
+
+
 def test_a_token_among_the_parameters_is_not_shown() -> None:
     url = StorageURL.parse("mongodb://h/db?authMechanismProperties=AWS_SESSION_TOKEN:geheim")
     assert "geheim" not in f"{url} {url!r}"
@@ -82,8 +185,6 @@ def test_a_token_among_the_parameters_is_not_shown() -> None:
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_a_url_shows_neither_its_password_nor_secret_parameters(password: str, secret: str) -> None:
-    from urllib.parse import quote
-
     url = StorageURL.parse(f"redis://user:{quote(password, safe='')}@h/0?tls_password={quote(secret, safe='')}&x=1")
     assert url.password == password
     assert dict(url.query)["tls_password"] == secret
@@ -125,7 +226,7 @@ def test_a_wrong_parameter_is_refused_with_the_way_out(query: str, message: str)
 def test_a_storage_of_one_host_refuses_several() -> None:
     assert StorageURL.parse("x://").host(5) == Host("localhost", 5)
     assert StorageURL.parse("x://h:6").host(5) == Host("h", 6)
-    with pytest.raises(ConfigError, match="takes one host, and x://a,b:1 names 2"):
+    with pytest.raises(ConfigError, match="x:// takes one host, and the URL names 2"):
         StorageURL.parse("x://a,b:1").host(5)
 
 
