@@ -34,6 +34,34 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
+_MISSPELT = tuple(
+    (re.compile(pattern, re.ASCII), f", {way}")
+    for pattern, way in (
+        (r"#", "and '#' as %23"),
+        (r"^$", "as in redis://localhost:6379/0; is an environment variable empty?"),
+        (r"^\s|\s$|^['\"<]|['\">]$", "without the spaces or quotes around it"),
+        (r"^jdbc:", "without 'jdbc:'"),
+        (r"\$\{|\$\(|\{\{", "as in redis://localhost:6379/0; was a variable not replaced?"),
+        (r"^[A-Za-z][A-Za-z0-9+.-]*(:/?(?!/)[^0-9/]|//)", "with '://' after the scheme"),
+        (r"", "as in redis://localhost:6379/0"),
+    )
+)
+"""What is missing in a text that is not a URL: the first of these that is found in it."""
+_WRITE = "write name:port or [v6-address]:port, and an '@' between a password and the host"
+_NO_HOST = tuple(
+    (re.compile(pattern, re.DOTALL), reason)
+    for pattern, reason in (
+        (":memory:", ": nothing would be kept; write memory://, or sqlite:///file.db"),
+        ("", ": it is empty; leave out a ',' too many"),
+        (r"[^\[\]:]*:", f": its port is missing; {_WRITE}"),
+        (r"[^\[\]:]+:[^:]*[^:0-9][^:]*", f": its port is not a number; {_WRITE}"),
+        (r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.%]*", f": a v6 address stands in brackets; {_WRITE}"),
+        (r".*", f"; {_WRITE}"),
+    )
+)
+"""Why a text is no host: the first of these that it is."""
+
+
 class Host(NamedTuple):
     """One server of a URL."""
 
@@ -69,9 +97,9 @@ class StorageURL:
         """
         match = _URL.fullmatch(text)
         if match is None:
+            way = next((way for pattern, way in _MISSPELT if pattern.search(text)), "")
             raise ConfigError(
-                f"{_beginning(text)} is not a storage URL; write scheme://user:password@host:port/path?name=value"
-                + ", and '#' as %23" * ("#" in text)
+                f"{_beginning(text)} is not a storage URL; write scheme://user:password@host:port/path?name=value{way}"
             )
         _refuse_control(f"the {match['scheme']}:// URL", text)
         login, hosts, path, query = match["login"], match["hosts"], match["path"] or "", match["query"] or ""
@@ -112,10 +140,10 @@ class StorageURL:
         name = match and (match["v6"] or unquote(match["name"]))
         if match is None or not name or not name.isprintable() or " " in name or _port(match) > MAX_PORT:
             # It is not shown, as it may be a password whose @ was forgotten.
-            raise ConfigError(
-                f"{which} in the {self.scheme}:// URL is not a host with a port up to {MAX_PORT}; write name:port or "
-                "[v6-address]:port, and an '@' between a password and the host"
-            )
+            reason = next(reason for pattern, reason in _NO_HOST if pattern.fullmatch(part))
+            if match is not None and _port(match) > MAX_PORT:
+                reason = f": its port is above {MAX_PORT}; {_WRITE}"
+            raise ConfigError(f"{which} in the {self.scheme}:// URL is not a host{reason}")
         return Host(name, _port(match) if match["port"] else None)
 
     def host(self, port: int) -> Host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,13 +36,15 @@ SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
     "valkey": "aiohttp_store.storages.redis:RedisStorage",
 }
 
+_DRIVERS = {"bson": "pymongo"}
+"""The package to install for a module of another name."""
+
 _EXTRAS = {
     "cryptography": "cookie",
     "redis": "redis",
     "aiomcache": "memcached",
     "motor": "mongodb",
     "pymongo": "mongodb",
-    "bson": "mongodb",  # which comes with PyMongo
     "aiomysql": "mysql",
     "pymysql": "mysql",
     "aiosqlite": "sqlite",
@@ -108,12 +111,19 @@ def imported(target: str, url: StorageURL) -> Any:
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "bson" and package in sys.modules:
+            raise ConfigError(
+                f"{url.scheme}:// needs PyMongo's own 'bson', and another package of that name hides it: pip uninstall "
+                "bson pymongo, then pip install 'aiohttp_store[mongodb]'"
+            ) from error
+        driver = _DRIVERS.get(package, package)
+        if driver not in _EXTRAS or not isinstance(error, ModuleNotFoundError):
             raise
+        extra = f"aiohttp_store[{_EXTRAS[driver]}]"
         raise ConfigError(
-            f"{url.scheme}:// needs {error.name!r}, which comes with an extra: pip install 'aiohttp_store[{extra}]'"
+            f"{url.scheme}:// needs {driver!r}, which comes with an extra: pip install '{extra}'"
         ) from error
 
 
