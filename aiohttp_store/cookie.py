@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy
 
+from ._keywords import answering_constructor
 from .errors import ConfigError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "checked_secrets",
     "derive_keys",
     "key_of_id",
+    "path_matches",
 ]
 
 MAX_AGE = 400 * 86_400
@@ -53,6 +55,7 @@ _SAME_SITES = ("Lax", "Strict", "None", "auto", None)
 _ID = "[A-Za-z0-9_-]{43}"
 
 
+@answering_constructor("Cookie(name=…, path=…)")
 @dataclass(frozen=True, kw_only=True)
 class Cookie:
     """How the browser keeps the session's cookie (RFC 6265bis).
@@ -68,7 +71,11 @@ class Cookie:
     `__Secure-` or `__Http-` demand less.
     """
     path: str = "/"
-    """The part of the site to which browsers send it."""
+    """The part of the site to which browsers send it.
+
+    Elsewhere a session is empty, and changing it is a `RuntimeError`. If a proxy removes a prefix from the paths that
+    the app sees, keep `"/"`, and let the proxy put the prefix into the cookie (nginx: `proxy_cookie_path`).
+    """
     domain: str | None = None
     """A domain opens the cookie to all of its subdomains; `None` keeps it to this host."""
     secure: bool | Literal["auto"] = "auto"
@@ -316,3 +323,8 @@ def checked_secrets(secret: Secret) -> list[bytes]:
                 "make one with secrets.token_urlsafe(32)"
             )
     return raw
+
+
+def path_matches(path: str, cookie_path: str) -> bool:
+    """Whether browsers send a cookie of a path with a request for another (RFC 6265, section 5.1.4)."""
+    return path == cookie_path or path.startswith(cookie_path.rstrip("/") + "/")

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from ._engine.state import EXPOSED, SAVE, TOUCHED, SessionState, refuse
+from ._keywords import attribute_error
 from .errors import ConfigError, SessionGone, StorageUnavailable
 
 __all__ = ["Data", "Duration", "Session", "seconds"]
@@ -38,10 +39,14 @@ class Session(MutableMapping[str, Any], Generic[Data]):
     keys; a tuple comes back as a list. Changes in nested lists and dicts are seen.
 
     `Session[Cart]`, where `Cart` is a `TypedDict`, tells a type checker what `data` holds.
+
+    It has no attributes but these. Setting or reading another is an `AttributeError` that names what to write instead.
     """
 
+    _state: SessionState
+
     def __init__(self, state: SessionState) -> None:
-        self._state = state
+        self.__dict__["_state"] = state
 
     @property
     def data(self) -> Data:
@@ -227,6 +232,16 @@ class Session(MutableMapping[str, Any], Generic[Data]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._state.data
+
+    if not TYPE_CHECKING:  # type checkers would believe that it has every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise attribute_error(self, name, is_set=False)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if getattr(getattr(type(self), name, None), "fset", None) is None:
+                raise attribute_error(self, name, is_set=True)
+            super().__setattr__(name, value)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session cannot be pickled, as that would copy its id; pickle dict(session)")

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 from ._log import logger
+from ._opened import noting_close, noting_open
 from .errors import ConfigError, SessionError, StorageRefused, StorageUnavailable
 from .url import StorageURL
 
@@ -111,6 +112,12 @@ class Storage(ABC):
     timeout: float = 2.0
     """Seconds within which every verb answers or raises `StorageUnavailable`."""
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name, noting in (("open", noting_open), ("close", noting_close)):
+            if name in vars(cls):
+                setattr(cls, name, noting(vars(cls)[name]))
+
     @classmethod
     def from_url(cls, url: StorageURL) -> Self:
         """Make the storage that a URL describes; it opens its client itself, in `open`.
@@ -120,8 +127,12 @@ class Storage(ABC):
         """
         raise ConfigError(f"{cls.__name__} cannot be made from a URL ({url}): pass an instance to setup()")
 
-    async def open(self) -> None:  # noqa: B027  (a storage without connections has nothing to open)
+    @noting_open  # noqa: B027  (a storage without connections has nothing to open)
+    async def open(self) -> None:
         """Prepare for use; called once before the first verb, and again after `close`.
+
+        An app opens a storage that is not open yet, and closes it when the last app that uses it ends. A storage that
+        its caller has opened is left open.
 
         A server that is down at this time is no error: the verbs will tell.
         """
@@ -162,7 +173,8 @@ class Storage(ABC):
             StorageUnavailable: the server did not answer within `timeout`.
         """
 
-    async def close(self) -> None:  # noqa: B027  (see open)
+    @noting_close  # noqa: B027  (see open)
+    async def close(self) -> None:
         """Give back what `open` took; calling it twice is no error."""
 
     async def check(self) -> None:

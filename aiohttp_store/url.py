@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
+from ._foreign_words import parameter
+from ._keywords import nearest
 from .errors import ConfigError
 
 __all__ = ["Host", "StorageURL", "TLSOptions", "identifier", "is_secret", "nearest", "positive"]
@@ -30,6 +32,34 @@ _CUT_PATH = re.compile(r"/[^/]*@|[^@]*:[^@]*@")
 _SECRET = re.compile(r"pass|pwd|^pw$|secret|token|credential|api_?key|authmechanismproperties", re.IGNORECASE)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+_MISSPELT = tuple(
+    (re.compile(pattern, re.ASCII), f", {way}")
+    for pattern, way in (
+        (r"#", "and '#' as %23"),
+        (r"^$", "as in redis://localhost:6379/0; is an environment variable empty?"),
+        (r"^\s|\s$|^['\"<]|['\">]$", "without the spaces or quotes around it"),
+        (r"^jdbc:", "without 'jdbc:'"),
+        (r"\$\{|\$\(|\{\{", "as in redis://localhost:6379/0; was a variable not replaced?"),
+        (r"^[A-Za-z][A-Za-z0-9+.-]*(:/?(?!/)[^0-9/]|//)", "with '://' after the scheme"),
+        (r"", "as in redis://localhost:6379/0"),
+    )
+)
+"""What is missing in a text that is not a URL: the first of these that is found in it."""
+_WRITE = "write name:port or [v6-address]:port, and an '@' between a password and the host"
+_NO_HOST = tuple(
+    (re.compile(pattern, re.DOTALL), reason)
+    for pattern, reason in (
+        (":memory:", ": nothing would be kept; write memory://, or sqlite:///file.db"),
+        ("", ": it is empty; leave out a ',' too many"),
+        (r"[^\[\]:]*:", f": its port is missing; {_WRITE}"),
+        (r"[^\[\]:]+:[^:]*[^:0-9][^:]*", f": its port is not a number; {_WRITE}"),
+        (r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.%]*", f": a v6 address stands in brackets; {_WRITE}"),
+        (r".*", f"; {_WRITE}"),
+    )
+)
+"""Why a text is no host: the first of these that it is."""
 
 
 class Host(NamedTuple):
@@ -67,9 +97,9 @@ class StorageURL:
         """
         match = _URL.fullmatch(text)
         if match is None:
+            way = next((way for pattern, way in _MISSPELT if pattern.search(text)), "")
             raise ConfigError(
-                f"{_beginning(text)} is not a storage URL; write scheme://user:password@host:port/path?name=value"
-                + ", and '#' as %23" * ("#" in text)
+                f"{_beginning(text)} is not a storage URL; write scheme://user:password@host:port/path?name=value{way}"
             )
         _refuse_control(f"the {match['scheme']}:// URL", text)
         login, hosts, path, query = match["login"], match["hosts"], match["path"] or "", match["query"] or ""
@@ -110,10 +140,10 @@ class StorageURL:
         name = match and (match["v6"] or unquote(match["name"]))
         if match is None or not name or not name.isprintable() or " " in name or _port(match) > MAX_PORT:
             # It is not shown, as it may be a password whose @ was forgotten.
-            raise ConfigError(
-                f"{which} in the {self.scheme}:// URL is not a host with a port up to {MAX_PORT}; write name:port or "
-                "[v6-address]:port, and an '@' between a password and the host"
-            )
+            reason = next(reason for pattern, reason in _NO_HOST if pattern.fullmatch(part))
+            if match is not None and _port(match) > MAX_PORT:
+                reason = f": its port is above {MAX_PORT}; {_WRITE}"
+            raise ConfigError(f"{which} in the {self.scheme}:// URL is not a host{reason}")
         return Host(name, _port(match) if match["port"] else None)
 
     def host(self, port: int) -> Host:
@@ -156,12 +186,30 @@ class StorageURL:
         values: dict[str, Any] = {}
         for name, text in self.query:
             if name not in names:
-                known = ", ".join(sorted(names))
-                raise ConfigError(f"{self.scheme}:// has no parameter {name!r}{nearest(name, names)}; it knows {known}")
+                raise self.unknown_parameter(name, names)
             if name in values:
                 raise ConfigError(f"the parameter {name!r} is given twice in {self}")
             values[name] = _convert(name, text, hints[name])
         return declared(**values)
+
+    def unknown_parameter(
+        self, name: str, known: typing.Sequence[str], others: typing.Iterable[str] = ()
+    ) -> ConfigError:
+        """Return the error that says that there is no such parameter, and what to write instead.
+
+        Args:
+            name: of the parameter.
+            known: those of this storage.
+            others: those of its driver, which may be meant as well and are too many to be listed.
+        """
+        listed = ", ".join(sorted(known, key=lambda one: (one.startswith("migrate"), one)))
+        listed = f"its own are {listed}, and all others are the driver's" if others else f"it knows {listed}"
+        is_misspelt = name.lower() in map(str.lower, (*known, *others))
+        way = "" if is_misspelt else parameter(name, known)
+        return ConfigError(
+            f"{self.scheme}:// has no parameter {name!r}"
+            + (f"; {way}" if way else f"{nearest(name, (*known, *others))}; {listed}")
+        )
 
     def __str__(self) -> str:
         login = f"{quote(self.user or '', safe='')}:***"
@@ -213,15 +261,6 @@ class TLSOptions:
 def is_secret(name: str) -> bool:
     """Whether the value of this parameter must not be shown."""
     return _SECRET.search(name) is not None
-
-
-def nearest(name: str, known: typing.Iterable[str], shown: str = "{!r}") -> str:
-    """Return `; did you mean 'this'?`, or nothing if no known name is like it, in upper or lower case."""
-    import difflib  # noqa: PLC0415  (only where there is an error to tell)
-
-    spelled = {one.lower(): one for one in known}
-    found = difflib.get_close_matches(name.lower(), spelled, 1)
-    return f"; did you mean {shown.format(spelled[found[0]])}?" if found else ""
 
 
 def _beginning(text: str) -> str:

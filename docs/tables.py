@@ -136,6 +136,7 @@ def shown(message: ast.expr, nodes: list[ast.AST]) -> str:
 
 LAYERS = (
     ("errors.py", "_log.py"),
+    ("_foreign_words.py", "_keywords.py", "_opened.py"),
     ("url.py", "_caching.py", "cookie.py", "codec.py"),
     ("storage.py",),
     ("_takeover/legacy.py",),

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from .._log import logger
+from .._opened import is_open
 from ..storage import Storage, timed_out
 
 __all__ = ["Background", "StorageAccess", "log_unsaved"]
@@ -17,6 +19,41 @@ T = TypeVar("T")
 _UNSAVED = "a session was not saved, and its client has left: %s"
 
 
+class _Use:
+    """The use of one storage by all managers of an event loop."""
+
+    def __init__(self, storage: Storage, loop: asyncio.AbstractEventLoop) -> None:
+        self.storage = storage
+        self.loop = loop  # so that no other one gets its id
+        self._users = 0
+        self._is_to_be_closed = False
+        self._lock = asyncio.Lock()
+
+    async def begin(self) -> None:
+        """Open the storage, unless it is open."""
+        self._users += 1
+        try:
+            async with self._lock:
+                if not (self._is_to_be_closed or is_open(self.storage)):
+                    await self.storage.open()
+                    self._is_to_be_closed = True
+        except BaseException:
+            self._users -= 1
+            raise
+
+    async def end(self) -> None:
+        """Close the storage, if nobody else uses it and `begin` has opened it."""
+        self._users -= 1
+        async with self._lock:
+            if self._is_to_be_closed and not self._users:
+                self._is_to_be_closed = False
+                await self.storage.close()
+
+
+_USES: WeakValueDictionary[tuple[int, int], _Use] = WeakValueDictionary()
+"""By the ids of storage and loop."""
+
+
 class StorageAccess:
     """A storage that is opened at the first use, and what is asked of it in the time that it has."""
 
@@ -24,21 +61,27 @@ class StorageAccess:
         self.storage = storage
         self.is_open = False
         self._opening = asyncio.Lock()
+        self._use: _Use | None = None
 
     async def open(self) -> None:
-        """Open the storage, once."""
+        """Open the storage, once, unless its caller or another app has opened it."""
         async with self._opening:
             if not self.is_open:
-                await self.storage.open()
-                self.is_open = True
+                loop = asyncio.get_running_loop()
+                use = _USES.setdefault((id(self.storage), id(loop)), _Use(self.storage, loop))
+                await use.begin()
+                self._use, self.is_open = use, True
 
     async def close(self) -> None:
-        """Close the storage, or give it up after three of its `timeout`."""
+        """Close the storage if it is to be closed here, or give it up after three of its `timeout`."""
         self.is_open = False
+        use, self._use = self._use, None
+        if use is None:
+            return
         within = 3 * self.storage.timeout
         try:
             async with asyncio.timeout(within):
-                await self.storage.close()
+                await use.end()
         except TimeoutError:
             logger.warning("%r did not close within %g s, and is left as it is", self.storage, within)
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from .._log import log_throttled, logger
 from ..codec import Codec, TombstoneError, UndecodableError, UnknownFormatError, unpack_envelope
 from ..cookie import Cookie, CookieFinder, CookieReader, PresentedId, Secret
-from ..errors import ConfigError
+from ..errors import ConfigError, StorageRefused, StorageUnavailable
 from ..session import Duration, Session
 from ..storage import Record, Storage, Write
 from .access import Background, StorageAccess
@@ -42,11 +42,12 @@ class Options(TypedDict, total=False):
     """Seconds or `timedelta` of disuse after which a session ends, up to a twentieth early; a day by default."""
     lifetime: Duration | None
     """Seconds or `timedelta` after which a session ends, however busy it is; `None`, the default, sets no bound."""
-    on_conflict: OnConflict
+    on_conflict: OnConflict | None
     """What to do if another request has changed the session since it was loaded.
 
-    `"merge"`, the default, merges both changes key by key; `"overwrite"` lets the last one win; `"raise"` raises
-    `SessionConflict`, which becomes a 409. Under `cookie://` only `"overwrite"` is possible, and the default.
+    `"merge"` merges both changes key by key; `"overwrite"` lets the last one win; `"raise"` raises `SessionConflict`,
+    which becomes a 409. `None`, the default, is `"merge"`, and under `cookie://`, where nothing else is possible,
+    `"overwrite"`.
     """
     codec: Codec | None
     """Anything with `dumps` and `loads`; JSON by default."""
@@ -126,6 +127,20 @@ class StorageSessionManager:
     async def open(self) -> None:
         """Open the storage, once."""
         await self.access.open()
+
+    async def check(self) -> None:
+        """See whether the storage serves; a server that does not answer may serve later.
+
+        Raises:
+            StorageRefused: it answers, and will not serve.
+        """
+        try:
+            async with self.access.budget():
+                await self.storage.check()
+        except StorageRefused:
+            raise
+        except StorageUnavailable as error:
+            logger.warning("not checked, as it does not answer: %s", error)
 
     async def close(self) -> None:
         """Finish the saves that are under way, then close the storage: within six of its `timeout`.

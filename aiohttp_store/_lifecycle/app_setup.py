@@ -5,65 +5,123 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from typing import Any, Unpack
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from .._engine.lifetimes import IDLE_TIMEOUT
 from .._engine.manager import Options, StorageSessionManager
 from .._engine.state import SessionManager
+from .._engine.writing import OnConflict
+from .._keywords import answering_keywords
 from .._log import log_once, logger
 from .._takeover.legacy import LegacySource
 from .._takeover.takeover import SessionTakeover
+from ..codec import Codec
+from ..cookie import Cookie, Secret
 from ..errors import ConfigError
+from ..session import Duration
 from ..storage import Storage
 from ..storages import imported, storage_from_url
 from ..storages.memory import MemoryStorage
 from ..url import StorageURL
-from .before_headers import apps_below, save_before_headers
+from .before_headers import save_before_headers
+from .cookie_clashes import refuse_clashes
+from .cookie_path import guarding_path
 from .middleware import middleware_of
-from .request_state import MANAGER
+from .request_state import GIVEN, MANAGER
+from .wrong_arguments import checked_app, no_storage, refuse_late
 
-__all__ = ["apps_below", "get_storage", "is_foreign", "session_middleware", "setup"]
+__all__ = ["get_storage", "is_foreign", "session_manager", "session_middleware", "setup"]
+
+_DEFAULTS: dict[str, object] = {"idle_timeout": IDLE_TIMEOUT}
+"""What a setting has if it is not given; `None` for the others."""
 
 
+@answering_keywords("setup(app, storage, secret=…)")
 def setup(
     app: web.Application,
     storage: Storage | str = "memory://",
-    **options: Unpack[Options],
+    *,
+    secret: Secret | None = None,
+    cookie: Cookie | None = None,
+    idle_timeout: Duration = IDLE_TIMEOUT,
+    lifetime: Duration | None = None,
+    on_conflict: OnConflict | None = None,
+    codec: Codec | None = None,
+    check: bool = False,
 ) -> None:
     """Give every request of `app` a session, kept in `storage`, a `Storage` or its URL.
 
-    The storage is opened and closed with the app.
+    The storage is opened and closed with the app. One that is open already is left to whoever has opened it, and one
+    that several apps share is closed with the last of them.
 
     Args:
         app: the application; its sub-apps share the sessions unless they have their own `setup`.
         storage: as `"redis://localhost:6379/0"`.
-        **options: `secret`, `cookie`, `idle_timeout`, `lifetime`, `on_conflict` and `codec`, see `Options`.
+        secret: signs the cookie, see `Options`, as for all that follows.
+        cookie: how the browser keeps the id; `None` is a `Cookie()`.
+        idle_timeout: of disuse, after which a session ends.
+        lifetime: after which a session ends, however busy it is.
+        on_conflict: what to do if another request has changed the session; `None` merges.
+        codec: anything with `dumps` and `loads`; `None` is JSON.
+        check: the app does not start if the storage answers and refuses to serve (`StorageRefused`), for example
+            because of a wrong password. It starts without a server that is down. `cookie://` has nothing to check.
 
     Raises:
-        ConfigError: a setting that cannot work, or a second `setup` of one app.
+        ConfigError: a setting that cannot work or is not known, a second `setup` of one app, or one that comes too
+            late: in `on_startup`, after `add_subapp`, or when the app runs. In `cleanup_ctx` it is in time.
     """
+    app = checked_app("setup", app)
+    if check not in (True, False):
+        raise ConfigError(f"check={check!r} must be True or False")
+    if check and is_foreign(storage):
+        raise ConfigError(
+            f"check=True cannot check a {type(storage).__name__}, written for aiohttp-session; leave it out"
+        )
     if MANAGER in app:
         raise ConfigError(f"setup() was called twice on {app!r}; one app has one kind of session")
-    manager = _manager(storage, options)
+    refuse_late(app)
+    manager = session_manager(
+        storage,
+        Options(
+            secret=secret,
+            cookie=cookie,
+            idle_timeout=idle_timeout,
+            lifetime=lifetime,
+            on_conflict=on_conflict,
+            codec=codec,
+        ),
+    )
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        _refuse_same_cookie_below(app, manager)
+        refuse_clashes(app)
         _warn_of_memory(manager)
         await manager.open()
-        save_before_headers(app)
-        yield
-        await manager.close()
+        try:
+            if check and isinstance(manager, StorageSessionManager):
+                await manager.check()
+            save_before_headers(app)
+            yield
+        finally:
+            await manager.close()
 
-    app[MANAGER] = manager
+    app[MANAGER], app[GIVEN] = manager, storage
     app.middlewares.insert(0, middleware_of(manager))
     app.cleanup_ctx.append(run)
 
 
+@answering_keywords("app.middlewares.append(session_middleware(storage, secret=…))")
 def session_middleware(
     storage: Storage | str = "memory://",
-    **options: Unpack[Options],
+    *,
+    secret: Secret | None = None,
+    cookie: Cookie | None = None,
+    idle_timeout: Duration = IDLE_TIMEOUT,
+    lifetime: Duration | None = None,
+    on_conflict: OnConflict | None = None,
+    codec: Codec | None = None,
 ) -> Middleware:
     """Make the middleware alone; see `setup` for the keywords, and prefer `setup`.
 
@@ -71,9 +129,22 @@ def session_middleware(
     response that the handler prepares itself (a `RuntimeError` then names `setup`).
 
     Raises:
-        ConfigError: a setting that cannot work.
+        ConfigError: a setting that cannot work or is not known.
     """
-    return middleware_of(_manager(storage, options), is_alone=True)
+    return middleware_of(
+        session_manager(
+            storage,
+            Options(
+                secret=secret,
+                cookie=cookie,
+                idle_timeout=idle_timeout,
+                lifetime=lifetime,
+                on_conflict=on_conflict,
+                codec=codec,
+            ),
+        ),
+        is_alone=True,
+    )
 
 
 def get_storage(app: web.Application) -> Storage:
@@ -81,8 +152,9 @@ def get_storage(app: web.Application) -> Storage:
 
     Raises:
         RuntimeError: this app has no `setup` of its own, or one with `cookie://`, which is no storage.
+        ConfigError: what was given is no app.
     """
-    manager = app.get(MANAGER)
+    manager = checked_app("get_storage", app).get(MANAGER)
     if not isinstance(manager, StorageSessionManager):
         raise RuntimeError(  # noqa: TRY004
             "this app has no session storage; call aiohttp_store.setup(app, storage) first, with another than cookie://"
@@ -92,24 +164,34 @@ def get_storage(app: web.Application) -> Storage:
 
 def is_foreign(storage: object) -> bool:
     """Tell whether a storage was written for aiohttp-session."""
-    return hasattr(storage, "load_session") and hasattr(storage, "save_session")
+    kind = storage.__class__  # a client of MongoDB has whatever attribute it is asked for
+    return hasattr(kind, "load_session") and hasattr(kind, "save_session")
 
 
-def _manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
+def session_manager(storage: Storage | str, options: Options) -> SessionManager[Any]:
+    """Return what keeps the sessions of an app, by its storage.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+    # Each manager has defaults of its own, and one has no settings at all.
+    given = {name: value for name, value in options.items() if value is not _DEFAULTS.get(name)}
     if is_foreign(storage):
         from ..compat.adapter import AiohttpSessionAdapter  # noqa: PLC0415  (imported only where it is used)
 
-        return AiohttpSessionAdapter(storage, options)
-    manager = _own_manager(storage, options)
-    stand_in = sys.modules.get("aiohttp_session")
-    if stand_in is not None and stand_in is sys.modules.get("aiohttp_store.compat"):
-        from ..compat.adapter import make_session  # noqa: PLC0415  (likewise)
+        manager: Any = AiohttpSessionAdapter(storage, given)
+    else:
+        manager = _own_manager(storage, given)
+        stand_in = sys.modules.get("aiohttp_session")
+        if stand_in is not None and stand_in is sys.modules.get("aiohttp_store.compat"):
+            from ..compat.adapter import make_session  # noqa: PLC0415  (likewise)
 
-        manager.present = make_session
+            manager.present = make_session
+    manager.present = guarding_path(manager.cookie, manager.present)
     return manager  # type: ignore[no-any-return]
 
 
-def _own_manager(storage: Storage | str, options: Options) -> Any:
+def _own_manager(storage: Storage | str, options: dict[str, Any]) -> Any:
     if isinstance(storage, str):
         url = StorageURL.parse(storage)
         if url.scheme == "cookie":
@@ -117,26 +199,11 @@ def _own_manager(storage: Storage | str, options: Options) -> Any:
             return cookie_manager(url, **options)
         storage = storage_from_url(storage)
     if not isinstance(storage, Storage):
-        raise ConfigError(f"{storage!r} is no storage; give a URL, as 'redis://localhost:6379/0', or a Storage")
+        raise no_storage(storage)
     manager = StorageSessionManager(storage, **options)
     if isinstance(storage, LegacySource) and storage.legacy is not None:
         manager.take_over(SessionTakeover(manager, storage, storage.legacy))
     return manager
-
-
-def _refuse_same_cookie_below(app: web.Application, manager: SessionManager[Any]) -> None:
-    for below in apps_below(app):
-        other = below.get(MANAGER)
-        if other is None:
-            continue
-        mine, theirs = manager.cookie, other.cookie
-        # What is sealed in a cookie would be opened by both, whatever its path.
-        is_sealed = manager.keeps_in_cookie and other.keeps_in_cookie
-        if mine.name == theirs.name and (is_sealed or (mine.domain, mine.path) == (theirs.domain, theirs.path)):
-            raise ConfigError(
-                f"an app and its sub-app both keep sessions in the cookie {mine.name!r} of path {mine.path!r}; "
-                "give one of them cookie=Cookie(name=…), or leave out the sub-app's setup to share the session"
-            )
 
 
 def _warn_of_memory(manager: SessionManager[Any]) -> None:

@@ -13,18 +13,11 @@ from .._engine.state import SessionManager
 from .._log import log_throttled, logger
 from ..errors import SessionConflict, SessionError, SessionGone, StorageRefused, StorageUnavailable
 from ..session import Data, Session
+from .cookie_path import refuse_outside
 from .request_state import REQUEST_STATE, RequestState, begin, drop, end, have, leave
+from .wrong_arguments import no_session
 
-__all__ = [
-    "FAILED",
-    "REFUSALS",
-    "as_response",
-    "get_session",
-    "middleware_of",
-    "new_session",
-    "no_setup",
-    "save",
-]
+__all__ = ["FAILED", "REFUSALS", "as_response", "get_session", "middleware_of", "new_session", "save"]
 
 
 RETRY_AFTER = 1
@@ -48,13 +41,14 @@ async def get_session(request: web.Request, data: Any = None, *, extend: bool = 
     login alive; one call that extends is enough to extend.
 
     Raises:
-        RuntimeError: the app has no `setup`.
+        RuntimeError: the app has no `setup`, or the caller is a middleware around the sessions'.
+        TypeError: what was given is no request.
         StorageUnavailable: the storage did not answer in time.
     """
     try:
         visit: RequestState = request[REQUEST_STATE]
-    except KeyError:
-        raise no_setup() from None
+    except (KeyError, TypeError):
+        raise no_session("get_session", request) from None
     if request is not visit.received:
         visit.request = request
     if extend:
@@ -92,11 +86,15 @@ async def new_session(request: web.Request, data: Any = None) -> Session:  # noq
     `data` is as in `get_session`. The old one need not have been loaded. From here on `get_session` gives the new one.
 
     Raises:
-        RuntimeError: the app has no `setup`, or the response's headers have been sent.
+        RuntimeError: as in `get_session`, or the response's headers have been sent, or the request is outside the path
+            of the cookie.
+        TypeError: what was given is no request.
     """
-    if REQUEST_STATE not in request:
-        raise no_setup()
-    visit: RequestState = request[REQUEST_STATE]
+    try:
+        visit: RequestState = request[REQUEST_STATE]
+    except (KeyError, TypeError):
+        raise no_session("new_session", request) from None
+    refuse_outside(visit.manager.cookie, visit.received or request)
     if visit.headers_sent:
         raise RuntimeError(
             "new_session() needs a new cookie, but the response's headers have been sent; "
@@ -191,10 +189,6 @@ async def _another_task(visit: RequestState) -> None:
     waiter = asyncio.get_running_loop().create_future()
     visit.waiting += (waiter,)
     await waiter
-
-
-def no_setup() -> RuntimeError:
-    return RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")
 
 
 def as_response(error: SessionError, manager: SessionManager[Any]) -> web.HTTPException:

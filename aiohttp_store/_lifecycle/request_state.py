@@ -11,7 +11,7 @@ from .._engine.state import Apart, SessionManager
 from ..errors import StorageUnavailable
 from ..session import Session
 
-__all__ = ["MANAGER", "REQUEST_STATE", "RequestState", "begin", "drop", "end", "have", "leave"]
+__all__ = ["GIVEN", "MANAGER", "REQUEST_STATE", "RequestState", "begin", "drop", "end", "have", "leave"]
 
 
 class RequestState:
@@ -95,3 +95,5 @@ REQUEST_STATE: Any = (
     else "aiohttp_store.request_state"
 )
 MANAGER: web.AppKey[SessionManager[Any]] = web.AppKey("aiohttp_store.manager", SessionManager[Any])
+GIVEN: web.AppKey[object] = web.AppKey("aiohttp_store.given", object)
+"""The storage as it was given to `setup`."""

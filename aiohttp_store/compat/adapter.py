@@ -6,14 +6,13 @@ import asyncio
 import copy
 import time
 import weakref
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Collection, Coroutine, MutableMapping
 from typing import Any, TypeVar, cast
 
 from aiohttp import hdrs, web
 
 from .. import compat
 from .._caching import add_vary, forbid_caching
-from .._engine.manager import Options
 from .._engine.state import SessionState
 from .._lifecycle.middleware import get_session
 from .._lifecycle.request_state import REQUEST_STATE, RequestState
@@ -40,7 +39,7 @@ class AiohttpSessionAdapter:
 
     keeps_in_cookie = False
 
-    def __init__(self, storage: Any, options: Options) -> None:
+    def __init__(self, storage: Any, options: Collection[str]) -> None:
         if options:
             raise ConfigError(
                 f"setup() takes no {', '.join(options)} with a {type(storage).__name__}: storages written for "

@@ -40,6 +40,8 @@ class Session(OurSession, metaclass=_AnySession):
     """
 
     _state: Kept  # type: ignore[assignment]
+    if not TYPE_CHECKING:
+        __setattr__ = object.__setattr__  # as theirs, on which middlewares leave objects for handlers
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Make the state, which an app's own `__init__` fills by aiohttp-session's private names."""
@@ -210,6 +212,9 @@ def with_state(session: Session, kept: Kept) -> Session:
 
 class StoredSession(OurSession):
     """One of our own sessions, with the names that users of aiohttp-session know besides."""
+
+    if not TYPE_CHECKING:
+        __setattr__ = object.__setattr__  # likewise
 
     @property
     def max_age(self) -> float | None:

@@ -10,10 +10,12 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .. import compat
 from .._lifecycle import app_setup, middleware
-from .._lifecycle.request_state import REQUEST_STATE
+from .._lifecycle.cookie_path import guarding_path
+from .._lifecycle.request_state import MANAGER, REQUEST_STATE
+from .._lifecycle.wrong_arguments import no_session
 from ..session import Session as OurSession
 from ..storage import Storage
-from .adapter import adopted, put
+from .adapter import AiohttpSessionAdapter, adopted, make_session, put
 
 __all__ = ["get_session", "new_session", "session_middleware", "setup"]
 
@@ -55,7 +57,9 @@ def session_middleware(storage: Any) -> Middleware:
     Raises:
         RuntimeError: it is no storage.
     """
-    inner, outer = app_setup.session_middleware(_checked(storage)), _announcing(storage)
+    manager = app_setup.session_manager(_checked(storage), {})
+    _present_theirs(manager)
+    inner, outer = middleware.middleware_of(manager, is_alone=True), _announcing(storage)
 
     @web.middleware
     async def both(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -72,6 +76,7 @@ def setup(app: web.Application, storage: Any) -> None:
         ConfigError: a setting that cannot work, or a second `setup` of one app.
     """
     app_setup.setup(app, _checked(storage))
+    _present_theirs(app[MANAGER])
     app.middlewares.insert(0, _announcing(storage))
 
 
@@ -90,6 +95,12 @@ def _announcing(storage: Any) -> Middleware:
     return announcing
 
 
+def _present_theirs(manager: Any) -> None:
+    """Show handlers a session of ours with the names that aiohttp-session's has."""
+    if not isinstance(manager, AiohttpSessionAdapter):
+        manager.present = guarding_path(manager.cookie, make_session)
+
+
 def _checked(storage: Any) -> Any:
     if not (isinstance(storage, str | Storage) or app_setup.is_foreign(storage)):
         raise RuntimeError(f"{storage!r} is no storage: it needs load_session and save_session; or give a URL")
@@ -99,5 +110,5 @@ def _checked(storage: Any) -> Any:
 def _storage(request: web.Request) -> Any:
     storage = request.get(compat.STORAGE_KEY)
     if storage is None:
-        raise middleware.no_setup()
+        raise no_session("get_session", request)
     return storage

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from .._foreign_words import answer
 from ..errors import ConfigError
 from ..storage import Storage
 from ..url import StorageURL, nearest
@@ -34,13 +36,15 @@ SCHEMES: dict[str, str | Callable[[StorageURL], Storage]] = {
     "valkey": "aiohttp_store.storages.redis:RedisStorage",
 }
 
+_DRIVERS = {"bson": "pymongo"}
+"""The package to install for a module of another name."""
+
 _EXTRAS = {
     "cryptography": "cookie",
     "redis": "redis",
     "aiomcache": "memcached",
     "motor": "mongodb",
     "pymongo": "mongodb",
-    "bson": "mongodb",  # which comes with PyMongo
     "aiomysql": "mysql",
     "pymysql": "mysql",
     "aiosqlite": "sqlite",
@@ -92,7 +96,9 @@ def _from_installed(scheme: str) -> Any:
     if scheme not in offered:
         known = sorted({*SCHEMES, *offered})
         names = ", ".join(f"{name}://" for name in known)
-        raise ConfigError(f"unknown storage '{scheme}://'{nearest(scheme, known, repr('{}://'))}; known are {names}")
+        way = answer(scheme, "scheme")
+        meant = f"; {way}" if way else f"{nearest(scheme, known, repr('{}://'))}; known are {names}"
+        raise ConfigError(f"unknown storage '{scheme}://'{meant}")
     return offered[scheme].load()
 
 
@@ -107,10 +113,10 @@ def imported(target: str, url: StorageURL) -> Any:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        extra = _EXTRAS.get(missing)
+        package = _DRIVERS.get(missing, missing)
+        extra = _EXTRAS.get(package)
         if extra is None:
             raise
-        package = "pymongo" if missing == "bson" else missing
         if error.name != missing or not isinstance(error, ModuleNotFoundError):  # it is there, and lacks a part
             raise ConfigError(
                 f"{url.scheme}:// needs {package!r}, and the {missing!r} that is installed is another's, or broken "
@@ -130,6 +136,12 @@ async def open_storage(url: str) -> AsyncIterator[Storage]:
     Raises:
         ConfigError: the scheme or a parameter is unknown, or the driver is not installed.
     """
+    if not isinstance(url, str):
+        kind = type(url)
+        raise ConfigError(
+            f"open_storage() takes a URL such as 'redis://localhost:6379/0', and was given an object of type "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
     storage = storage_from_url(url)
     await storage.open()
     try:

@@ -155,11 +155,9 @@ def _given(url: StorageURL, parts: Sequence[str], own: Sequence[str]) -> dict[st
     for part in parts:
         name, sign, value = part.partition("=")
         if name.lower() not in known:
-            meant = nearest(_RENAMED.get(name.lower(), name), [*own, *known.values()])
-            raise ConfigError(
-                f"{url.scheme}:// has no parameter {name!r}{meant}; "
-                f"its own are {', '.join(sorted(own))}, and all others are MongoDB's"
-            )
+            if name.lower() in _RENAMED:
+                raise ConfigError(f"{url.scheme}:// has no parameter {name!r}{nearest(_RENAMED[name.lower()], known)}")
+            raise url.unknown_parameter(name, own, [*known.values()])
         if not sign:
             raise ConfigError(f"the parameter {name!r} has no value; write {name}=value")
         if name.lower() in seen:

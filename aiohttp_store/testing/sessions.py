@@ -88,10 +88,12 @@ async def session_of(client: Client, *, app: web.Application | None = None) -> d
 class PresetSession(Session[Any]):
     """What `set_session` put on a request: a session that tells afterwards what the handler did to it."""
 
+    _before: dict[str, Any]
+    _done: set[str]
+
     def __init__(self, state: SessionState, before: dict[str, Any]) -> None:
         super().__init__(state)
-        self._before = before
-        self._done: set[str] = set()
+        vars(self).update(_before=before, _done=set())
 
     @property
     def was_changed(self) -> bool:

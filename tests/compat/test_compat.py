@@ -1416,6 +1416,70 @@ async def test_a_session_is_new_empty_and_changed_as_in_the_package(aiohttp_clie
         session.set_new_identity(uuid.uuid4().hex)
 
 
+@pytest.mark.parametrize("where", ["list", "memory://", "bare memory://", "alias"])
+async def test_the_attributes_of_their_sessions_work_and_others_are_theirs_as_well(
+    aiohttp_client: AiohttpClient, where: str, request: pytest.FixtureRequest
+) -> None:
+    ann = object()
+
+    @web.middleware
+    async def mark(request: web.Request, handler: Any) -> web.StreamResponse:
+        session: Any = await compat.get_session(request)
+        session.account = ann  # for this request, as an app may have it
+        return await handler(request)  # type: ignore[no-any-return]
+
+    async def show(request: web.Request) -> web.Response:
+        session: Any = await compat.get_session(request)
+        assert session.account is ann
+        session["a"] = 1
+        session.max_age = 90
+        assert session.max_age == 90
+        assert session._changed
+        assert session._mapping == {"a": 1}
+        with pytest.raises(AttributeError, match="its data are keys"):
+            _ = session.cart
+        with pytest.raises(AttributeError, match=r"session\.invalidate\(\) ends it"):
+            session.flush()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/", show)
+    if where == "alias":
+        request.getfixturevalue("alias")
+        aiohttp_store.setup(app)
+    elif where.startswith("bare"):
+        app.middlewares.append(compat.session_middleware("memory://"))
+    else:
+        compat.setup(app, ListStorage() if where == "list" else where)
+    app.middlewares.append(mark)
+    client = await aiohttp_client(app)
+    async with client.get("/") as response:
+        assert "Max-Age=90" in response.headers["Set-Cookie"]
+
+
+@pytest.mark.usefixtures("alias")
+@old_style_key
+async def test_outside_its_path_a_session_refuses_changes_also_for_libraries(aiohttp_client: AiohttpClient) -> None:
+    async def show(request: web.Request) -> web.Response:
+        session: Any = await compat.get_session(request)
+        assert request["aiohttp_session"] is session
+        for name, value in (("max_age", 60), ("idle_timeout", 60), ("_changed", True)):
+            with pytest.raises(RuntimeError, match="has path='/shop'"):
+                setattr(session, name, value)
+        with pytest.raises(RuntimeError, match="has path='/shop'"):
+            session["a"] = 1
+        assert session._mapping == {}
+        return web.Response()
+
+    app = web.Application()
+    aiohttp_store.setup(app, cookie=aiohttp_store.Cookie(path="/shop"))
+    app.router.add_get("/", show)
+    client = await aiohttp_client(app)
+    async with client.get("/") as response:
+        assert response.status == 200
+        assert "Set-Cookie" not in response.headers
+
+
 async def test_a_changed_session_lasts_from_its_last_change(
     aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,8 @@ async def methods(request: web.Request) -> None:
     session.idle_timeout = "1h"  # type: ignore[assignment]
     session.identity = "mine"  # type: ignore[misc]
     session.created = 0.0  # type: ignore[misc]
+    session.max_age = 60  # type: ignore[attr-defined]
+    session.flush()  # type: ignore[attr-defined]
     session.changed()
     session.renew(True)  # type: ignore[call-arg]
     await session.save()

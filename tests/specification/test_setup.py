@@ -14,7 +14,19 @@ import pytest
 from aiohttp import web
 
 import aiohttp_store
-from aiohttp_store import ConfigError, Cookie, Record, Storage, StorageURL, Write, get_session, get_storage, setup
+from aiohttp_store import (
+    ConfigError,
+    Cookie,
+    Record,
+    Storage,
+    StorageRefused,
+    StorageURL,
+    Write,
+    get_session,
+    get_storage,
+    setup,
+)
+from aiohttp_store.compat import SimpleCookieStorage
 from aiohttp_store.storages.memory import MemoryOptions, MemoryStorage
 
 from ..conftest import AiohttpClient, Serve
@@ -56,6 +68,8 @@ async def count(request: web.Request) -> web.Response:
         ({"on_conflict": "panic"}, "on_conflict='panic' must be 'merge', 'overwrite' or 'raise'"),
         ({"codec": object()}, "must have the methods dumps and loads"),
         ({"cookie": "session"}, "cookie='session' must be a Cookie"),
+        ({"check": "no"}, "check='no' must be True or False"),
+        ({"storage": SimpleCookieStorage(), "check": True}, "check=True cannot check a SimpleCookieStorage"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_with_the_way_out(options: dict[str, Any], message: str) -> None:
@@ -167,6 +181,55 @@ async def test_the_storage_is_opened_and_closed_with_the_app(serve: Serve) -> No
     assert storage.calls == ["open", "save", "close"]
     assert client.app is not None
     assert get_storage(client.app) is storage
+
+
+class Refusing(Recording):
+    async def save(self, writes: Any) -> list[Any]:
+        await super().save(writes)
+        raise PermissionError
+
+    def refusal(self, error: Exception) -> str | None:
+        return "grant the right to write" if isinstance(error, PermissionError) else None
+
+
+class Down(Recording):
+    async def save(self, writes: Any) -> list[Any]:
+        await super().save(writes)
+        raise ConnectionRefusedError
+
+
+async def test_with_check_a_storage_that_refuses_fails_the_start_and_is_closed() -> None:
+    storage, app = Refusing(), web.Application()
+    setup(app, storage, check=True)
+    runner = web.AppRunner(app)
+    with pytest.raises(StorageRefused, match="refuses: PermissionError: ; grant the right to write"):
+        await runner.setup()
+    assert storage.calls == ["open", "save", "close"]
+    await runner.cleanup()
+    assert storage.calls == ["open", "save", "close"]
+
+
+@pytest.mark.parametrize("kind", [Recording, Down])
+async def test_with_check_a_storage_that_serves_or_is_down_lets_the_app_start(
+    serve: Serve, kind: type[Recording], caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = kind()
+    await serve(count, storage=storage, check=True)
+    assert storage.calls[:2] == ["open", "save"]
+    assert ("does not answer" in caplog.text) is (kind is Down)
+
+
+async def test_with_check_every_storage_starts(serve: Serve, storage_url: str) -> None:
+    client = await serve(count, storage=storage_url, check=True)
+    async with client.get("/count") as response:
+        assert await response.json() == 1
+
+
+async def test_check_is_off_by_default_and_has_nothing_to_do_for_a_cookie(serve: Serve) -> None:
+    storage = Refusing()
+    await serve(count, storage=storage)
+    assert storage.calls == ["open"]
+    await serve(count, storage="cookie://", secret="s" * 32, check=True)
 
 
 def test_an_app_without_setup_has_no_storage_and_no_sessions() -> None:
@@ -301,6 +364,7 @@ def test_a_missing_driver_names_the_extra_to_install(scheme: str, installed: set
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"pip install 'aiohttp_store[{extra}]'" in result.stderr.splitlines()[-1]
+    assert "bson" not in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("debug", [False, True])

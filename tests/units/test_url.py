@@ -135,6 +135,38 @@ def test_no_error_of_a_malformed_url_shows_what_may_be_its_password(text: str) -
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sqlite://:memory:", "nothing would be kept; write memory://, or sqlite:///file.db"),
+        ("redis://localhost:99999", "is not a host: its port is above 65535; write name:port"),
+        ("redis://[::1]:65536", "its port is above 65535"),
+        ("redis://h:1,i:123456789/0", "host 2 of 2 in the redis:// URL is not a host: its port is above 65535"),
+        ("redis://localhost:", "its port is missing"),
+        ("redis://localhost:port", "its port is not a number"),
+        ("redis://::1", "a v6 address stands in brackets"),
+        ("redis://a,,b", "host 2 of 3 in the redis:// URL is not a host: it is empty"),
+        ("redis://a b", "is not a host; write name:port"),
+        ("redis://a%20b:80", "is not a host; write name:port"),
+        ("mysql://u:pa#ss@h/d", "and '#' as %23"),
+        ("redis://h/0?prefix=a#b", "and '#' as %23"),
+        ("", "is an environment variable empty?"),
+        (" redis://h", "without the spaces or quotes around it"),
+        ("'redis://h'", "without the spaces or quotes around it"),
+        ("${REDIS_URL}", "was a variable not replaced?"),
+        ("redis:/h", "with '://' after the scheme"),
+        ("redis//h", "with '://' after the scheme"),
+        ("sqlite:file.db", "with '://' after the scheme"),
+        ("jdbc:mysql://h/d", "without 'jdbc:'"),
+        ("localhost:6379", "as in redis://localhost:6379/0"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_told(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        StorageURL.parse(text)
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("character", ["\r", "\n", "\0", "\x1b", "\x7f", "\x85", "\u2028", "\t"])
 @pytest.mark.parametrize(
     "url",
