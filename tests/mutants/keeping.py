@@ -192,8 +192,8 @@ MUTANTS = [
         "CWE-532, CWE-117",
         "the complaint of a URL quotes its password",
         "url.py",
-        'write name:port or "\n',
-        'write name:port, not {part!r}, or "\n',
+        "URL is not a host{reason}",
+        "URL is not a host: {part}{reason}",
     ),
     Mutant(
         "CWE-532, CWE-117",
