@@ -107,7 +107,7 @@ class StorageURL:
         if "@" in query or ("@" in path if hosts else _CUT_PATH.match(path)):
             raise ConfigError(
                 f"there is an '@' behind the host of the {match['scheme']}:// URL; percent-encode it as %40, "
-                "and in a user or password also '/', '?' and '#', as by urllib.parse.quote(password, safe='')"
+                "and in a user or password also '/', '?' and '#'; urllib.parse.quote(password, safe='') does so"
             )
         user, colon, password = (login or "").partition(":")
         url = cls(

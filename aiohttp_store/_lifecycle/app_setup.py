@@ -60,7 +60,7 @@ def setup(
     Args:
         app: the application; its sub-apps share the sessions unless they have their own `setup`.
         storage: as `"redis://localhost:6379/0"`.
-        secret: signs the cookie, see `Options`, as for all that follows.
+        secret: signs the cookie; `Options` says more of this and of all that follow.
         cookie: how the browser keeps the id; `None` is a `Cookie()`.
         idle_timeout: of disuse, after which a session ends.
         lifetime: after which a session ends, however busy it is.
@@ -148,7 +148,7 @@ def session_middleware(
 
 
 def get_storage(app: web.Application) -> Storage:
-    """Give the storage that `setup` opens for this app.
+    """Return the storage that `setup` opens for this app.
 
     Raises:
         RuntimeError: this app has no `setup` of its own, or one with `cookie://`, which is no storage.
@@ -163,7 +163,7 @@ def get_storage(app: web.Application) -> Storage:
 
 
 def is_foreign(storage: object) -> bool:
-    """Tell whether a storage was written for aiohttp-session."""
+    """Whether a storage was written for aiohttp-session."""
     kind = storage.__class__  # a client of MongoDB has whatever attribute it is asked for
     return hasattr(kind, "load_session") and hasattr(kind, "save_session")
 

@@ -82,7 +82,7 @@ def end(visit: RequestState) -> None:
 
 
 def drop(visit: RequestState) -> None:
-    """Forget the session and its changes, as the handler has failed; who asks for it now gets what is stored."""
+    """Forget the session and its changes, as the handler has failed; the next `get_session` loads it again."""
     if visit.state is not None:
         visit.state.request = _USED if visit.extends else _UNUSED
     visit.state = visit.session = None

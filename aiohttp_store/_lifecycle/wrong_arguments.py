@@ -112,7 +112,7 @@ def no_session(called: str, request: Any) -> Exception:
     apps = request.match_info.apps if isinstance(request, web.Request) else ()
     if any(_is_ours(middleware) for app in apps for middleware in app.middlewares):
         return RuntimeError(
-            f"{called}() was called before the request came to the sessions' middleware, as by a middleware around it; "
+            f"{called}() was called before the request came to the sessions' middleware, in one around it; "
             "append that one to app.middlewares, where it runs inside, or put it there before setup() is called"
         )
     return RuntimeError("this request has no session; call aiohttp_store.setup(app, storage) on the app")

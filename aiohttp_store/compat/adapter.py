@@ -261,7 +261,7 @@ def put(request: web.BaseRequest, name: str, value: object) -> None:
 
 def _session_of(kept: Kept) -> Session:
     session = kept.presented()
-    assert session is not None  # who asks holds it
+    assert session is not None  # its owner holds it
     return session
 
 

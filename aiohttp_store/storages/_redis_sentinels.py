@@ -83,7 +83,7 @@ class SentinelConnections(Connections):
             raise LostError(f"{connection.host}:{connection.port} has the role {role!r}, and not 'master'")
 
     async def get_master_address(self) -> tuple[str, int]:
-        """Give what the sentinels say, who are asked for all connections at once.
+        """Return what the sentinels say; they are asked once for all connections.
 
         redis-py reorders its list of them at each answer, and loses one of them where two ask at the same time.
         """
@@ -140,6 +140,6 @@ class UnknownServiceError(RedisError):
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
-    """Know of its failure, also where all who waited for it have left."""
+    """Take note of its failure, even if nobody waits for it any more."""
     if not task.cancelled():
         task.exception()

@@ -51,7 +51,7 @@ def table() -> str:
 
 @pytest.fixture
 async def nodes(cluster: GaleraCluster, table: str) -> AsyncIterator[list[Storage]]:
-    """Give three storages on the same records, each of which writes a node of its own."""
+    """Return three storages on the same records, each of which writes a node of its own."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(opening(f"{node.url}?table={table}")) for node in cluster.nodes]
 
@@ -100,7 +100,7 @@ class TestGaleraBehindHAProxy(TestGalera):
 
 
 def versions(outcomes: Iterable[Outcome]) -> list[bytes]:
-    """Give what the writes have left that won."""
+    """Return what the writes that won have left."""
     return [outcome.version for outcome in outcomes if isinstance(outcome, Saved)]
 
 

@@ -33,7 +33,7 @@ class Remote(Storage):
 
 
 def sessions_in(storage: Storage) -> list[Record]:
-    """Give what is in memory and no tombstone."""
+    """Return what is in memory and no tombstone."""
     return [record for record in kept(storage).values() if successor_of(record.data) is None]
 
 
