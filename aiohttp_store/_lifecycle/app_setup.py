@@ -59,13 +59,13 @@ def setup(
 
     Args:
         app: the application; its sub-apps share the sessions unless they have their own `setup`.
-        storage: as `"redis://localhost:6379/0"`.
-        secret: signs the cookie, see `Options`, as for all that follows.
+        storage: for example `"redis://localhost:6379/0"`.
+        secret: what signs the cookie. `Options` has more about this one and the next five.
         cookie: how the browser keeps the id; `None` is a `Cookie()`.
-        idle_timeout: of disuse, after which a session ends.
-        lifetime: after which a session ends, however busy it is.
-        on_conflict: what to do if another request has changed the session; `None` merges.
-        codec: anything with `dumps` and `loads`; `None` is JSON.
+        idle_timeout: seconds or a `timedelta` of disuse after which a session ends.
+        lifetime: seconds or a `timedelta` after which a session ends, however busy it is.
+        on_conflict: what to do if another request has changed the session; `None` merges both changes.
+        codec: an object with `dumps` and `loads`; `None` is JSON.
         check: the app does not start if the storage answers and refuses to serve (`StorageRefused`), for example
             because of a wrong password. It starts without a server that is down. `cookie://` has nothing to check.
 
