@@ -107,7 +107,8 @@ def setup(
         finally:
             await manager.close()
 
-    app[MANAGER], app[GIVEN] = manager, storage
+    app[MANAGER] = manager
+    app[GIVEN] = hash(storage) if isinstance(storage, str) else None
     app.middlewares.insert(0, middleware_of(manager))
     app.cleanup_ctx.append(run)
 

@@ -139,7 +139,7 @@ def _are_in_one_storage(one: _Place, other: _Place) -> bool:
     if mine is theirs or mine is None or type(mine) is not type(theirs) or isinstance(mine, MemoryStorage):
         return mine is theirs
     url = one.app[GIVEN]
-    if isinstance(url, str) and url == other.app[GIVEN]:
+    if url is not None and url == other.app[GIVEN]:
         return True
     is_named = type(mine).__module__.startswith(f"{own_storages}.")  # by its repr, as others may not be
     return is_named and [repr(mine), _prefix_of(mine)] == [repr(theirs), _prefix_of(theirs)]

@@ -95,5 +95,5 @@ REQUEST_STATE: Any = (
     else "aiohttp_store.request_state"
 )
 MANAGER: web.AppKey[SessionManager[Any]] = web.AppKey("aiohttp_store.manager", SessionManager[Any])
-GIVEN: web.AppKey[object] = web.AppKey("aiohttp_store.given", object)
-"""The storage as it was given to `setup`."""
+GIVEN: web.AppKey[int | None] = web.AppKey("aiohttp_store.given")
+"""The hash of the URL that was given to `setup`, which may hold a password; `None` if none was."""
