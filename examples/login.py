@@ -53,6 +53,8 @@ async def login(request: web.Request) -> web.Response:
     if not hmac.compare_digest(USERS.get(user, "").encode(), password.encode()) or user not in USERS:
         raise web.HTTPForbidden(text="wrong user or password")
     session = await aiohttp_store.get_session(request)
+    if session.get("user") != user and "user" in session:
+        session.clear()  # another's, who did not log out
     session.renew(login=True)
     session["user"] = user
     if "remember" in sent:

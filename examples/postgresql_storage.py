@@ -27,9 +27,12 @@ TABLE = """CREATE TABLE IF NOT EXISTS {table} (id text PRIMARY KEY, version byte
 LOAD = "SELECT id, version, data FROM {table} WHERE id = ANY($1::text[]) AND expires > now()"
 # One statement, and so one transaction. Rows are locked in the order of their keys, so that batches never wait for each
 # other in a circle; and a statement that has waited for a row looks at it again, as it is then.
+# All five arrays are of text, since asyncpg asks the server about every other type of array, in a query that is slow
+# behind PgBouncer.
 SAVE = """WITH wanted AS (
-    SELECT id, expected, version, data, now() + ttl * interval '1 second' AS expires
-    FROM unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bigint[]) AS w (id, expected, version, data, ttl)
+    SELECT id, decode(expected, 'hex') AS expected, decode(version, 'hex') AS version, decode(data, 'hex') AS data,
+        now() + ttl::bigint * interval '1 second' AS expires
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) AS w (id, expected, version, data, ttl)
 ), locked AS (
     SELECT id FROM {table} WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE
 ), removed AS (
@@ -83,7 +86,11 @@ class PostgreSQLStorage(aiohttp_store.Storage):
     async def open(self) -> None:
         if self._pool is not None:
             return
-        self._pool = await asyncpg.create_pool(min_size=0, max_size=self._options.pool_size, **self._server)
+        # Behind PgBouncer in transaction mode each statement may reach another of the server's connections, which has
+        # nothing of what was prepared or set in the last one. The cache's round trip is saved by resetting nothing.
+        self._pool = await asyncpg.create_pool(
+            min_size=0, max_size=self._options.pool_size, statement_cache_size=0, reset=_keep, **self._server
+        )
         try:
             await self.load([])  # makes the table
         except StorageUnavailable as error:
@@ -105,7 +112,8 @@ class PostgreSQLStorage(aiohttp_store.Storage):
         async with self.answering(*OUTAGES):
             while drafts:
                 rows = [
-                    (key, write.expected, version, write.data, write.ttl) for key, (write, version) in drafts.items()
+                    (key, _hex(write.expected), _hex(version), _hex(write.data), str(write.ttl))
+                    for key, (write, version) in drafts.items()
                 ]
                 won = await self._ask(SAVE, *zip(*rows, strict=True))
                 outcomes |= {key: Saved(drafts.pop(key)[1]) for (key,) in won}
@@ -178,6 +186,14 @@ class PostgreSQLStorage(aiohttp_store.Storage):
             await asyncio.sleep(60)
             with contextlib.suppress(StorageUnavailable):  # the next one may do better
                 await self.sweep()
+
+
+def _hex(value: bytes | None) -> str | None:
+    return None if value is None else value.hex()
+
+
+async def _keep(connection: Any) -> None:
+    """Reset nothing when a connection comes back: no statement leaves anything in it."""
 
 
 aiohttp_store.register("postgresql", PostgreSQLStorage)

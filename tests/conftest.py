@@ -54,7 +54,8 @@ hypothesis.settings.load_profile("suite")
 TRACED = "memory"
 """The storage over which a test of something else is traced for the coverage; test_storages.py is over every one."""
 UNTRACED = {
-    *("test_browser.py", "test_browser_cookies.py", "test_browser_page.py", "test_chaos.py"),
+    *("test_browser.py", "test_browser_cookies.py", "test_browser_other_sites.py", "test_browser_page.py"),
+    "test_chaos.py",
     *("test_example_apps.py", "test_example_deployments.py", "test_examples.py", "test_outages.py"),
     "test_simulation.py",
 }
@@ -63,6 +64,7 @@ UNTRACED = {
 
 ABOVE_DRIVERS = {
     *("test_conflicts.py", "test_identity.py", "test_lifetimes.py", "test_odd_data.py", "test_requests.py"),
+    *("test_hostile_input.py", "test_websockets.py"),
 }
 """Files about what stands above the three verbs: of one server's two drivers the first is enough for them."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -107,24 +106,24 @@ def imported(target: str, url: StorageURL) -> Any:
     """Give the `"module:name"` that serves a URL.
 
     Raises:
-        ConfigError: the driver is not installed.
+        ConfigError: the driver is not installed, or another package has taken its place.
     """
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "bson" and package in sys.modules:
-            raise ConfigError(
-                f"{url.scheme}:// needs PyMongo's own 'bson', and another package of that name hides it: pip uninstall "
-                "bson pymongo, then pip install 'aiohttp_store[mongodb]'"
-            ) from error
-        driver = _DRIVERS.get(package, package)
-        if driver not in _EXTRAS or not isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        package = _DRIVERS.get(missing, missing)
+        extra = _EXTRAS.get(package)
+        if extra is None:
             raise
-        extra = f"aiohttp_store[{_EXTRAS[driver]}]"
+        if error.name != missing or not isinstance(error, ModuleNotFoundError):  # it is there, and lacks a part
+            raise ConfigError(
+                f"{url.scheme}:// needs {package!r}, and the {missing!r} that is installed is another's, or broken "
+                f"({error}): pip uninstall {missing}, then pip install --force-reinstall {package}"
+            ) from error
         raise ConfigError(
-            f"{url.scheme}:// needs {driver!r}, which comes with an extra: pip install '{extra}'"
+            f"{url.scheme}:// needs {package!r}, which comes with an extra: pip install 'aiohttp_store[{extra}]'"
         ) from error
 
 

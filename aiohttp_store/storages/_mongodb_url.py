@@ -23,6 +23,8 @@ from pymongo.uri_parser import parse_uri, split_options
 from .._takeover.legacy import LegacyOptions
 from ..errors import ConfigError
 from ..url import identifier, is_secret, nearest, positive
+from ._mongodb_refusals import HELLO, PROTOCOL
+from ._port_probe import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +85,8 @@ class Source(NamedTuple):
     connect: Callable[[], Any]
     """It holds the whole URL."""
     shown: str
+    place: Place | None
+    """Where the first server should be; unknown before an SRV record is looked up."""
 
     def __repr__(self) -> str:
         return f"<Source {self.shown}>"
@@ -126,7 +130,18 @@ def read(url: StorageURL) -> tuple[Source, MongoDBOptions, str]:
     given = _given(url, parts, own)
     database = _parsed(url, text, given)["database"] or "sessions"
     make = partial(AsyncMongoClient, _pool_class=_Pool) if url.scheme == "mongodb+pymongo" else _motor_client(url)
-    return Source(partial(make, text, **settings_beside(given, options)), _shown(url)), options, database
+    return (
+        Source(partial(make, text, **settings_beside(given, options)), _shown(url), _place(url, given)),
+        options,
+        database,
+    )
+
+
+def _place(url: StorageURL, given: dict[str, Any]) -> Place | None:
+    if url.scheme == "mongodb+srv" or not url.hosts:
+        return None
+    host, is_tls = url.hosts[0], bool(given.get("tls", given.get("ssl")))
+    return Place(host.name, host.port or 27017, PROTOCOL, is_tls, hello=HELLO)
 
 
 def _given(url: StorageURL, parts: Sequence[str], own: Sequence[str]) -> dict[str, Any]:

@@ -37,11 +37,16 @@ __all__ = [
 OUTAGES = (aiomysql.MySQLError, AssertionError, RuntimeError)
 _CONNECTION_KILLED, _IDLE_TOO_LONG = 1927, 4031  # PyMySQL has no names for MariaDB's and MySQL 8's
 _READ_ONLY_MODE = 1836  # nor for this one
-LOST = {CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, ER.SERVER_SHUTDOWN, _CONNECTION_KILLED, _IDLE_TOO_LONG}
+_LOST_TO_ANOTHER_PRIMARY = 3101  # nor for MySQL's group replication, where several are written
+LOST = {
+    *(CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, ER.SERVER_SHUTDOWN, _CONNECTION_KILLED, _IDLE_TOO_LONG),
+    # A Galera node that is cut off from its cluster, or still catches up with it, calls every command unknown. Behind a
+    # balancer, another connection leads to another node.
+    ER.UNKNOWN_COM_ERROR,
+}
 UNREACHABLE = {CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_HANDSHAKE_ERR}
-# Galera's nodes that are cut off from their cluster, or still catch up with it, call every command unknown.
-NOT_WRITABLE = {ER.OPTION_PREVENTS_STATEMENT, ER.OPEN_AS_READONLY, _READ_ONLY_MODE, ER.UNKNOWN_COM_ERROR}
-LOCKED = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT}
+NOT_WRITABLE = {ER.OPTION_PREVENTS_STATEMENT, ER.OPEN_AS_READONLY, _READ_ONLY_MODE}
+LOCKED = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, _LOST_TO_ANOTHER_PRIMARY}
 OUTDATED = {
     *(ER.NO_SUCH_TABLE, ER.NET_PACKET_TOO_LARGE, ER.BAD_FIELD_ERROR, ER.NO_DEFAULT_FOR_FIELD),
     *(ER.DATA_TOO_LONG, ER.TRUNCATED_WRONG_VALUE_FOR_FIELD),
@@ -142,20 +147,25 @@ class Result(NamedTuple):
         return repr(self)
 
 
-async def execute(connection: Any, sql: str) -> list[Result]:
-    """Send statements in one packet, behind the guard if the connection has one, and return what each of them did."""
+async def execute(connection: Any, sql: str, *others: str) -> list[Result]:
+    """Send statements in one packet, and return what each of them did.
+
+    The guard goes ahead of them if the connection has one. `others` follow in packets of their own, without it.
+    """
     guard = connection.guard if isinstance(connection, Connection) else ""
     cursor = await connection.cursor(_Cursor)
-    with making_sense():
-        try:
-            await cursor.execute(guard + sql)
-        except aiomysql.MySQLError as error:
-            if guard and error_code(error) == ER.SUBQUERY_NO_1_ROW:
-                raise aiomysql.OperationalError(ER.OPTION_PREVENTS_STATEMENT, "the server is read-only") from None
-            raise
-        results = [Result(cursor.rowcount, await cursor.fetchall())]
-        while await cursor.nextset():
+    results: list[Result] = []
+    for packet in (guard + sql, *others):
+        with making_sense():
+            try:
+                await cursor.execute(packet)
+            except aiomysql.MySQLError as error:
+                if guard and error_code(error) == ER.SUBQUERY_NO_1_ROW:
+                    raise aiomysql.OperationalError(ER.OPTION_PREVENTS_STATEMENT, "the server is read-only") from None
+                raise
             results.append(Result(cursor.rowcount, await cursor.fetchall()))
+            while await cursor.nextset():
+                results.append(Result(cursor.rowcount, await cursor.fetchall()))
     return results[bool(guard) :]
 
 

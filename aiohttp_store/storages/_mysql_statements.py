@@ -11,11 +11,11 @@ from ..storage import Write
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["BEGIN", "OVERHEAD", "Draft", "Table", "fitting", "groups", "packets"]
+__all__ = ["OVERHEAD", "Draft", "Table", "fitting", "groups", "packets", "transaction"]
 
 T = TypeVar("T")
 
-BEGIN = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;START TRANSACTION;"  # without gap locks creates do not meet
+_BEGIN = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;START TRANSACTION;"  # without gap locks creates do not meet
 OVERHEAD = 1024  # more than a statement is without its data
 _NOW = "UTC_TIMESTAMP(6)"  # the server's clock; UNIX_TIMESTAMP(NOW(6)) is an hour off when summer time ends
 _LONGEST = 100 * 366 * 86_400
@@ -38,14 +38,18 @@ class Table(NamedTuple):
     name: str
 
     def look(self) -> str:
-        """Select the server's packet size, the number of columns, the size of `data`, and whether the layout fits."""
+        """Select the server's packet size, the number of columns, the size of `data`, and whether the layout fits.
+
+        A second statement selects a row if the server is a Galera node; MySQL has no such variable.
+        """
         binary = "DATA_TYPE IN ('binary', 'varbinary')"
         return (
             "SELECT @@max_allowed_packet, COUNT(*), MAX(IF(COLUMN_NAME='data', CHARACTER_OCTET_LENGTH, 0)), "
             "4 = SUM(IS_NULLABLE='NO' AND CASE COLUMN_NAME "
             f"WHEN 'id' THEN COLUMN_KEY='PRI' AND {binary} WHEN 'version' THEN CHARACTER_OCTET_LENGTH=8 AND {binary} "
             "WHEN 'data' THEN DATA_TYPE LIKE '%blob' WHEN 'expires' THEN DATA_TYPE='datetime' ELSE 0 END) "
-            f"FROM information_schema.COLUMNS WHERE TABLE_SCHEMA=DATABASE() AND TABLE_NAME='{self.name}'"
+            f"FROM information_schema.COLUMNS WHERE TABLE_SCHEMA=DATABASE() AND TABLE_NAME='{self.name}';"
+            "SHOW GLOBAL VARIABLES WHERE Variable_name='wsrep_on' AND Value='ON'"
         )
 
     def create(self) -> str:
@@ -133,6 +137,19 @@ def groups(updates: Iterable[Draft], packet: int) -> Iterator[list[Draft]]:
 def packets(statements: Iterable[str], packet: int) -> Iterator[list[str]]:
     """Divide statements by what a packet holds."""
     return _divided(((statement, len(statement)) for statement in statements), packet)
+
+
+def transaction(statements: Iterable[str], *, in_one_packet: bool) -> list[str]:
+    """Return the packets that carry the statements out as one transaction.
+
+    A Galera node needs one for each statement. When a write on another node aborts the transaction between two
+    statements of one packet, the node does not report it: it goes on, and answers COMMIT with OK.
+    """
+    body = f"{''.join(statements)}COMMIT"
+    if in_one_packet:
+        return [_BEGIN + body]
+    first, *others = body.split(";")  # nothing else has a semicolon: the values are hexadecimal
+    return [_BEGIN + first, *others]
 
 
 def _divided(sized: Iterable[tuple[T, int]], packet: int) -> Iterator[list[T]]:

@@ -1,24 +1,19 @@
-"""Connections to one Redis server, or to the one that the sentinels name the primary."""
+"""Connections to one Redis server."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.asyncio import Connection, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    MasterNotFoundError,
-    Sentinel,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from ._pool import Pool
+from ._port_probe import Place
+from ._redis_replies import WrongReplyError, number_of, without_arguments
 
 try:
     from hiredis import pack_command
@@ -29,13 +24,15 @@ _can_read = getattr(Connection, "can_read", None) or Connection.can_read_destruc
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
-
-    from ..url import Host
+    from collections.abc import Iterator, Sequence
 
     Command = tuple[Any, ...]
 
-__all__ = ["Connections", "LostError", "SentinelConnections"]
+__all__ = ["PROTOCOL", "Connections", "LostError", "understood"]
+
+PROTOCOL = "Redis's protocol"
+_DEMOTED = re.compile(r"^NOREPLICAS|-(READONLY|NOREPLICAS)\b")
+"""As of a primary that was cut off from all others. Before Redis 7, a script's error follows the number of its line."""
 
 
 class _Link(NamedTuple):
@@ -85,6 +82,16 @@ class Connections:
         return f"{place} db={self.settings['db']}"
 
     @property
+    def place(self) -> Place | None:
+        """Where a server should listen; `None` for a socket's path."""
+        host = self.settings.get("host")
+        return (
+            None
+            if host is None
+            else Place(host, self.settings["port"], PROTOCOL, self.context is not None, self.context)
+        )
+
+    @property
     def is_open(self) -> bool:
         return self._pool is not None
 
@@ -97,8 +104,9 @@ class Connections:
         if self.context is not None:
             connection.ssl_context.context = self.context  # else each connection reads the files again
         try:
-            await connection.connect()
-            await self.check(connection)
+            with understood():
+                await connection.connect()
+                await self.check(connection)
             return _Link(connection, connection._writer.transport)  # noqa: SLF001  (redis-py has no other way)
         except BaseException:
             if connection.is_connected:
@@ -162,7 +170,7 @@ class Connections:
             return replies  # nothing was written; a replica refuses WAIT as well
         if isinstance(confirmed, ResponseError):
             raise confirmed
-        if confirmed < self.replicas:
+        if number_of(confirmed) < self.replicas:
             raise UnconfirmedError(f"{confirmed} of {self.replicas} replicas confirmed a change")
         return replies
 
@@ -174,89 +182,6 @@ class Connections:
                 await pool.drain()
             finally:
                 await pool.close()
-
-
-class SentinelConnections(Connections):
-    """Connections to the server that the sentinels name as the primary of a service.
-
-    Also what redis-py's SentinelManagedConnection asks of its pool.
-    """
-
-    kinds = (SentinelManagedConnection, SentinelManagedSSLConnection)
-    is_master = True
-    check_connection = False
-
-    def __init__(
-        self,
-        sentinels: Sequence[Host],
-        service: str,
-        size: int,
-        context: ssl.SSLContext | None = None,
-        *,
-        timeout: float,
-        sentinel_settings: dict[str, Any],
-        **settings: Any,
-    ) -> None:
-        super().__init__(size, context, timeout=timeout, connection_pool=self, **settings)
-        self._addresses, self._service = [(host.name, host.port) for host in sentinels], service
-        # They are asked one after the other, so that a silent one must leave time for the others.
-        share = timeout / (len(sentinels) + 2)
-        self._sentinel_settings = {
-            **sentinel_settings,
-            **dict.fromkeys(("socket_timeout", "socket_connect_timeout"), share),
-            "retry": Retry(NoBackoff(), 0),  # redis-py's own ten take seconds
-        }
-        self._address: tuple[str, int] | None = None
-        self._asking: asyncio.Task[tuple[str, int]] | None = None
-
-    def __str__(self) -> str:
-        sentinels = ",".join(f"{name}:{port}" for name, port in self._addresses)
-        return f"{self._service!r} of the sentinels {sentinels} db={self.settings['db']}"
-
-    def open(self) -> None:
-        if not self.is_open:
-            self._sentinel = Sentinel(self._addresses, sentinel_kwargs=self._sentinel_settings)  # type: ignore[no-untyped-call]
-        super().open()
-
-    async def check(self, connection: Any) -> None:
-        """Refuse a server that does not think itself the primary: a sentinel may be late."""
-        await connection.send_command("ROLE")
-        role = (await connection.read_response())[0].decode()
-        if role != "master":
-            raise LostError(f"{connection.host}:{connection.port} has the role {role!r}, and not 'master'")
-
-    async def get_master_address(self) -> tuple[str, int]:
-        """Give what the sentinels say, who are asked for all connections at once.
-
-        redis-py reorders its list of them at each answer, and loses one of them where two ask at the same time.
-        """
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask_sentinels())
-            self._asking.add_done_callback(_look_at)
-        asking = self._asking  # whoever goes on first may ask again
-        await asyncio.wait({asking})
-        return asking.result()
-
-    async def _ask_sentinels(self) -> tuple[str, int]:
-        try:
-            address: tuple[str, int] = await self._sentinel.discover_master(self._service)
-        except MasterNotFoundError as error:  # which shows each client with all its settings
-            raise LostError(re.sub(r"<redis\.asyncio\.client\.Redis\(.*?\)>\)>\)> - ", "", str(error))) from error
-        if address != self._address:
-            self._address = address
-            self.forget()  # they lead to the old one, which may not know yet
-        return address
-
-    async def aclose(self) -> None:
-        was_open = self.is_open
-        await super().aclose()
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait({self._asking})
-            self._asking = None
-        if was_open:
-            for client in self._sentinel.sentinels:  # Sentinel.aclose is new in redis-py 8
-                await client.aclose()
 
 
 class UnconfirmedError(RedisError):
@@ -271,10 +196,19 @@ def _pack(*command: Any) -> tuple[bytes]:
     return (pack_command(command),)
 
 
-def _look_at(task: asyncio.Task[Any]) -> None:
-    """Know of its failure, also where all who waited for it have left."""
-    if not task.cancelled():
-        task.exception()
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Raise whatever the driver raises at a reply that it does not understand as a `WrongReplyError`."""
+    try:
+        yield
+    except (RedisError, OSError):
+        raise
+    except Exception as error:
+        raise _not_understood(error) from error
+
+
+def _not_understood(error: Exception) -> WrongReplyError:
+    return WrongReplyError(f"a reply cannot be read: {type(error).__name__}")
 
 
 async def _reply(connection: Any) -> Any:
@@ -283,9 +217,13 @@ async def _reply(connection: Any) -> Any:
     except ReadOnlyError as error:
         raise _DemotedError(f"READONLY {error}") from error
     except ResponseError as error:
-        if str(error).startswith("NOREPLICAS"):  # as of a primary that was cut off from all others
+        if _DEMOTED.search(str(error)):
             raise _DemotedError(str(error)) from error
-        return error
+        return without_arguments(error)
+    except (RedisError, OSError):
+        raise
+    except Exception as error:
+        raise _not_understood(error) from error
 
 
 async def _is_alive(link: _Link) -> bool:

@@ -11,7 +11,8 @@ from redis.asyncio import UnixDomainSocketConnection
 from .._takeover.legacy import LegacyOptions
 from ..errors import ConfigError
 from ..url import TLSOptions, positive
-from ._redis_connections import Connections, SentinelConnections
+from ._redis_connections import Connections
+from ._redis_sentinels import SentinelConnections
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,12 +15,14 @@ import bson
 import pymongo
 from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient, ReadPreference
-from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError
+from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure, PyMongoError
 
-from .._log import logger
-from ..errors import ConfigError, SessionTooLarge
+from .._log import log_throttled, logger
+from ..errors import ConfigError, SessionTooLarge, StorageRefused
 from ..storage import Outcome, Record, Saved, Storage, Write, new_version, outcome
+from ._mongodb_refusals import WrongReplyError, advice_for, index_advice, number_of, record_of, topology_advice
 from ._mongodb_url import CONCURRENT, MongoDBOptions, Source, collection_of, read
+from ._port_probe import refused_by_another
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -34,6 +36,8 @@ T = TypeVar("T")
 _LIMIT = 16 * 1024 * 1024
 _FRAME = len(bson.encode({"_id": b"k" * 43, "v": b"8 random", "d": b"", "e": datetime.now(UTC)}))
 _INDEX_AGAIN = 1.0
+_LOOK_AGAIN = 5.0
+"""Seconds between two looks at whether the TTL index is there."""
 
 # $cond, because $and promises no order and $toLong fails on foreign types. Compared as numbers, because
 # not every server that speaks MongoDB's protocol compares a stored date with $$NOW rightly.
@@ -67,7 +71,8 @@ class MongoDBStorage(Storage):
         self._source = client if isinstance(client, Source) else None
         self._client: Any = None
         self._collection: Any = None
-        self._indexing: asyncio.Task[None] | None = None
+        self._indexing: asyncio.Task[str | None] | None = None
+        self._looked = 0.0
         self._calls: set[asyncio.Future[Any]] = set()
         if self._source is None:
             self._use(client)
@@ -84,15 +89,34 @@ class MongoDBStorage(Storage):
         return f"<MongoDBStorage {self._collection.full_name} of a {type(self._client).__name__}>"
 
     async def open(self) -> None:
-        """Make the client, and see to the TTL index beside the requests."""
+        """Make the client, and say so if the server is down or does not serve; see to the TTL index."""
         if self._source is not None and self._client is None:
             try:
                 client = self._source.connect()
             except (PyMongoError, ValueError, OSError) as error:
                 raise ConfigError(f"{self!r} cannot be made: {error}") from None
             self._use(client)
-        if self._indexing is None:
-            self._indexing = asyncio.create_task(self._index())
+        async with self.opening(PyMongoError):
+            pass  # it is tried
+
+    async def check(self) -> None:
+        """Also see to the TTL index, as far as there is time for it: it may take long to build."""
+        await refused_by_another(self, self._try(), self._source and self._source.place)
+
+    async def _try(self) -> None:
+        indexing = self._index_soon()
+        await asyncio.wait({indexing}, timeout=self.timeout / 4)
+        await super().check()
+        if not indexing.done():
+            indexing.add_done_callback(self._complain)
+        elif (why := indexing.result()) is not None:
+            raise StorageRefused(f"{self!r} has no TTL index, so expired sessions stay on its disk: {why}")
+
+    def refusal(self, error: Exception) -> str | None:
+        advice = advice_for(error)
+        if advice is None and self._client is not None and isinstance(error, AutoReconnect | TimeoutError):
+            return topology_advice(self._collection.database.client)
+        return advice
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         if not keys:
@@ -122,6 +146,8 @@ class MongoDBStorage(Storage):
                         pending.append(write)
                     else:
                         outcomes[write.key] = why
+        if any(write.expected is None and write.data is not None for write in writes):
+            self._look_at_index()
         return [outcomes[write.key] for write in writes]
 
     async def delete(self, keys: Sequence[str]) -> None:
@@ -191,7 +217,12 @@ class MongoDBStorage(Storage):
             running = asyncio.ensure_future(call())
         self._calls.add(running)
         running.add_done_callback(self._settle)
-        return await asyncio.shield(running)
+        try:
+            return await asyncio.shield(running)
+        except (PyMongoError, OSError):
+            raise
+        except Exception as error:
+            raise WrongReplyError(f"a reply cannot be read: {type(error).__name__}") from error
 
     def _settle(self, call: asyncio.Future[Any]) -> None:
         self._calls.discard(call)
@@ -208,7 +239,7 @@ class MongoDBStorage(Storage):
     async def _find(self, keys: Sequence[str]) -> dict[str, Record]:
         wanted = {"_id": {"$in": [key.encode() for key in keys]}, "$expr": _LIVE}
         documents = await self._twice(lambda: self._collection.find(wanted, {"v": 1, "d": 1}).to_list())
-        return {document["_id"].decode(): Record(document["v"], document["d"]) for document in documents}
+        return dict(record_of(document) for document in documents)
 
     async def _write_all(self, writes: Sequence[Write], versions: dict[str, bytes]) -> set[str]:
         """Carry out the writes, a few at a time, and tell the keys of those that were."""
@@ -244,7 +275,7 @@ class MongoDBStorage(Storage):
         if write.data is None:
             # Tried again after a lost answer it finds nothing, and is Gone: the record is.
             removed = await self._call(partial(self._collection.delete_one, expected))
-            return bool(removed.deleted_count)
+            return number_of(removed.deleted_count) > 0
         document = {"_id": key, "v": version, "d": write.data, "e": {"$add": ["$$NOW", write.ttl * 1000]}}
         if write.expected is not None:
             update = partial(self._collection.update_one, expected, [{"$replaceWith": document}])
@@ -256,17 +287,46 @@ class MongoDBStorage(Storage):
             result = await self._call(update)
         except DuplicateKeyError:  # two upserts at once
             return False
-        return bool(result.modified_count or result.upserted_id is not None)
+        return number_of(result.modified_count) > 0 or result.upserted_id is not None
 
-    async def _index(self) -> None:
+    # The TTL index.
+
+    def _index_soon(self, delay: float = 0) -> asyncio.Task[str | None]:
+        if self._indexing is None or self._indexing.done():
+            self._indexing = asyncio.create_task(self._index(delay))
+        return self._indexing
+
+    def _look_at_index(self) -> None:
+        """After a create, which makes a collection anew that was dropped, and not its index: look soon, but seldom."""
+        if self._client is not None and (self._indexing is None or self._indexing.done()):
+            delay = max(0.0, self._looked + _LOOK_AGAIN - asyncio.get_running_loop().time())
+            self._index_soon(delay).add_done_callback(self._complain)
+
+    async def _index(self, delay: float) -> str | None:
+        """Create the index if it is missing; return why it cannot be."""
+        await asyncio.sleep(delay)
         while True:
             try:
-                # Unbounded, as the server would give up building it for a large collection at the deadline.
-                await self._call(lambda: self._collection.create_index("e", expireAfterSeconds=0), is_bounded=False)
+                if not await self._has_index():
+                    # Unbounded, as the server would give up building it for a large collection at the deadline.
+                    await self._call(lambda: self._collection.create_index("e", expireAfterSeconds=0), is_bounded=False)
             except AutoReconnect:
                 await asyncio.sleep(_INDEX_AGAIN)
             except PyMongoError as error:
-                logger.warning("%r has no TTL index, so expired sessions stay on its disk: %s", self, error)
-                return
+                return f"{error}; {index_advice(error, self._collection.name)}"
             else:
-                return
+                return None
+            finally:
+                self._looked = asyncio.get_running_loop().time()
+
+    async def _has_index(self) -> bool:
+        try:
+            indexes = await self._call(self._collection.index_information)
+        except OperationFailure:  # not every user may ask
+            return False
+        wanted = {"key": [("e", 1)], "expireAfterSeconds": 0}
+        return any(wanted == {name: index.get(name) for name in wanted} for index in indexes.values())
+
+    def _complain(self, indexing: asyncio.Task[str | None]) -> None:
+        if not indexing.cancelled() and (why := indexing.result()) is not None:
+            log_throttled(logger.error, "%r has no TTL index, so expired sessions stay on its disk: %s", self, why)

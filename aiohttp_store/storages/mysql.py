@@ -15,7 +15,7 @@ from ..url import Host, TLSOptions, identifier, positive
 from ._mysql_driver import LOCKED, OUTAGES, OUTDATED, GivenConnections, Result, error_code, execute, making_sense
 from ._mysql_hosts import HostConnections
 from ._mysql_refusals import advice
-from ._mysql_statements import BEGIN, OVERHEAD, Draft, Table, fitting, groups, packets
+from ._mysql_statements import OVERHEAD, Draft, Table, fitting, groups, packets, transaction
 from ._refusals import Unusable
 from ._sweeping import SLICE, Sweeper, rest
 
@@ -84,6 +84,7 @@ class MySQLStorage(Storage):
         self._table = Table(self.options.table)
         self._connections = pool if isinstance(pool, HostConnections) else GivenConnections(pool)
         self._packet = self._largest = 0
+        self._is_galera = False
         self._learned_from: Host | None = None
         self._sweeper = Sweeper(self.sweep)
 
@@ -190,7 +191,7 @@ class MySQLStorage(Storage):
             while is_elected:
                 began = loop.time()
                 async with self.answering(*OUTAGES):
-                    swept = (await execute(connection, self._table.sweep(SLICE)))[-1].changed
+                    swept = await self._sweep_slice(connection)
                 total += swept
                 if swept < SLICE or self._connections.are_all_lent:
                     break
@@ -198,6 +199,16 @@ class MySQLStorage(Storage):
             async with self.answering(*OUTAGES):
                 await execute(connection, f"DO RELEASE_LOCK({lock})")
         return total
+
+    async def _sweep_slice(self, connection: Any) -> int:
+        """Delete a few rows; again where the sweep of another Galera node, which has a lock of its own, came first."""
+        while True:
+            try:
+                return (await execute(connection, self._table.sweep(SLICE)))[-1].changed
+            except Exception as error:
+                if error_code(error) not in LOCKED:
+                    raise
+            await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311  (jitter)
 
     async def close(self) -> None:
         await self._sweeper.stop()
@@ -225,6 +236,7 @@ class MySQLStorage(Storage):
         answers = await self._run(self._table.look())
         with making_sense():
             ((packet, columns, largest, is_ours),) = answers[0].rows
+            self._is_galera = bool(answers[1].rows)
             if not int(columns):  # what is said of none is NULL
                 return int(packet), 0, 0, False
             return int(packet), int(columns), int(largest), bool(int(is_ours))
@@ -264,26 +276,26 @@ class MySQLStorage(Storage):
         """Carry the statements out, each packet of them as one transaction."""
         results: list[Result] = []
         for packet in packets(statements, self._packet):
-            results += (await self._run(f"{BEGIN}{''.join(packet)}COMMIT"))[2:-1]
+            results += (await self._run(*transaction(packet, in_one_packet=not self._is_galera)))[2:-1]
         return results
 
-    async def _run(self, sql: str) -> list[Result]:
-        """Carry statements out, once more over a lost connection."""
+    async def _run(self, *sql: str) -> list[Result]:
+        """Carry out the statements of each packet, once more over a lost connection."""
         try:
             return await retrying(
-                partial(self._attempt, sql), lambda error: error_code(error) in self._connections.leaving
+                partial(self._attempt, *sql), lambda error: error_code(error) in self._connections.leaving
             )
         except Exception as error:
             if error_code(error) in OUTDATED:
                 self._packet = 0
             raise
 
-    async def _attempt(self, sql: str) -> list[Result]:
-        """Send statements until others no longer hold the rows."""
+    async def _attempt(self, *sql: str) -> list[Result]:
+        """Send packets, from the first again until others no longer hold the rows."""
         while True:
             try:
                 async with self._connections.lend() as connection:
-                    return await execute(connection, sql)
+                    return await execute(connection, *sql)
             except Exception as error:
                 if error_code(error) not in LOCKED:
                     raise

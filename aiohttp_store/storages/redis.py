@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from typing import TYPE_CHECKING, Any, Self
 
-from redis._parsers.helpers import parse_info
-from redis.asyncio import Redis
+from redis.asyncio import Redis, SSLConnection
 from redis.asyncio.client import Pipeline
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as SilentError
 
-from .._log import log_once, logger
-from ..errors import ConfigError, SessionTooLarge, StorageUnavailable
-from ..storage import VERSION_SIZE, Conflict, Gone, Outcome, Record, Saved, Storage, Write, new_version
-from ._redis_connections import Connections, LostError
+from ..errors import ConfigError, SessionTooLarge, StorageRefused
+from ..storage import CHECK_TTL, VERSION_SIZE, Outcome, Record, Storage, Write, new_version
+from ._port_probe import Place, refused_by_another
+from ._redis_connections import PROTOCOL, Connections, LostError, understood
+from ._redis_replies import WrongReplyError, advice_for, info_of, number_of, outcomes_of, records_of, without_arguments
 from ._redis_url import RedisOptions, read
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from ..url import StorageURL
 
@@ -26,6 +27,9 @@ __all__ = ["RedisOptions", "RedisStorage"]
 
 _REMOVED = b"-"  # stands for the version that a removal left, which no value has; '' in the script is "none expected"
 _LARGEST = 512 << 20  # of a string, by the server's proto-max-bulk-len
+_TRIED_AT_ONCE = (
+    16  # records of a check: that several servers behind a proxy hold them all by chance is not to be feared
+)
 
 # Each write is GET, a comparison, then SET or DEL, and a script runs alone: so each is atomic. A script that fails
 # half-way keeps what it has written, hence pcall: the other keys' writes are carried out first, then the error is told.
@@ -72,8 +76,10 @@ class RedisStorage(Storage):
             settings = client.connection_pool.connection_kwargs
             server = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
             name = f"{server} db={settings.get('db') or 0}"
+            self._place = _place_of(client)
         elif isinstance(client, Connections):
             name = str(client)
+            self._place = client.place
         else:
             given = f"{type(client).__module__}.{type(client).__qualname__}"
             raise ConfigError(f"RedisStorage takes a redis.asyncio.Redis, and was given a {given}")
@@ -95,26 +101,53 @@ class RedisStorage(Storage):
         return f"<RedisStorage {self._name}>"
 
     async def open(self) -> None:
-        """Make ready to connect, and warn where the server is down, or may throw sessions away."""
+        """Make ready to connect, and say so if the server is down, does not serve, or may throw sessions away."""
         if isinstance(self._client, Connections):
             self._client.open()
-        await warn_of_eviction(self, self._client.execute_command)
+        async with self.opening(RedisError):
+            pass  # it is tried
 
     async def close(self) -> None:
         if isinstance(self._client, Connections):
             await self._client.aclose()
+
+    async def check(self) -> None:
+        """Write, read and remove several records at once, which only one server that has them all can do."""
+        await refused_by_another(self, self._try(), self._place)
+
+    async def _try(self) -> None:
+        async with self.answering(RedisError):
+            other = await info_of(self, self._execute)
+        if other is not None:
+            raise StorageRefused(f"{self!r} cannot be used: {other}")
+        keys = [secrets.token_urlsafe(32) for _ in range(_TRIED_AT_ONCE)]
+        await self._save([Write(key, None, b"", CHECK_TTL) for key in keys], is_known=False)
+        found = await self.load(keys)
+        versions = [record and record.version for record in found]
+        await self.save([Write(key, v, None, CHECK_TTL) for key, v in zip(keys, versions, strict=True)])
+        await self.delete(keys)
+        if None in found:
+            raise StorageRefused(
+                f"{self!r} cannot be used: it has lost {found.count(None)} of {len(found)} records that it had just "
+                "stored, as a proxy that spreads keys over several servers does; connect to one server, "
+                "or use redis+cluster://"
+            )
+
+    def refusal(self, error: Exception) -> str | None:
+        return advice_for(error)
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         if not keys:
             return []
         async with self.answering(RedisError):
             # MGET gives nil for a key of another type.
-            values = await self._ask("MGET", *[self.prefix + key for key in keys])
-        return [record_of(value) for value in values]
+            return records_of(await self._ask("MGET", *[self.prefix + key for key in keys]), len(keys))
 
     async def save(self, writes: Sequence[Write]) -> list[Outcome]:
-        if not writes:
-            return []
+        return await self._save(writes) if writes else []
+
+    async def _save(self, writes: Sequence[Write], *, is_known: bool = True) -> list[Outcome]:
+        """Write by the script's hash, if the server may know it; otherwise by the script itself."""
         versions = [version_for(write) for write in writes]
         names = [self.prefix + write.key for write in writes]
         arguments: list[Any] = []
@@ -122,24 +155,28 @@ class RedisStorage(Storage):
             arguments += script_of(write, version)
         async with self.answering(RedisError):
             try:
-                replies = await self._change("EVALSHA", SAVE_SHA, len(names), *names, *arguments)
+                way = ("EVALSHA", SAVE_SHA) if is_known else ("EVAL", SAVE)
+                reply = await self._change(*way, len(names), *names, *arguments)
             except NoScriptError:  # a restarted server has forgotten it; EVAL also keeps it for the next EVALSHA
-                replies = await self._change("EVAL", SAVE, len(names), *names, *arguments)
-        return [outcome_of(reply, version) for reply, version in zip(replies, versions, strict=True)]
+                reply = await self._change("EVAL", SAVE, len(names), *names, *arguments)
+            return outcomes_of(reply, versions)
 
     async def delete(self, keys: Sequence[str]) -> None:
         if keys:
             async with self.answering(RedisError):
-                await self._change("DEL", *[self.prefix + key for key in keys])
+                number_of(await self._change("DEL", *[self.prefix + key for key in keys]))
 
     async def read_legacy(self, key: str) -> bytes | None:
         async with self.answering(RedisError):
-            (value,) = await self._ask("MGET", key)
-        return value  # type: ignore[no-any-return]
+            reply = await self._ask("MGET", key)
+            if not (isinstance(reply, list) and len(reply) == 1 and isinstance(reply[0], bytes | None)):
+                raise WrongReplyError("a value was due")
+            value: bytes | None = reply[0]
+        return value
 
     async def remove_legacy(self, key: str) -> None:
         async with self.answering(RedisError):
-            await self._change("DEL", key)
+            number_of(await self._change("DEL", key))
 
     async def _change(self, *command: Any) -> Any:
         if not isinstance(self._client, Connections) or not self._client.replicas:
@@ -157,11 +194,20 @@ class RedisStorage(Storage):
         a removal finds nothing and is `Gone`, which ends the same way.
         """
         try:
-            return await self._client.execute_command(*command)
+            return await self._execute(*command)
         except AuthenticationError:  # redis-py counts it among the lost connections
             raise
         except (LostError, SilentError):
+            return await self._execute(*command)
+
+    async def _execute(self, *command: Any) -> Any:
+        if isinstance(self._client, Connections):
             return await self._client.execute_command(*command)
+        with understood():
+            try:
+                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+            except ResponseError as error:
+                raise without_arguments(error) from None
 
 
 def version_for(write: Write) -> bytes:
@@ -184,38 +230,11 @@ def script_of(write: Write, version: bytes) -> tuple[bytes, bytes, int]:
     return expected, version + (write.data or b""), write.ttl
 
 
-def record_of(value: bytes | None) -> Record | None:
-    """Split what is stored: the version, then the data."""
-    if value is None or len(value) < VERSION_SIZE:
+def _place_of(client: Redis) -> Place | None:
+    pool: Any = client.connection_pool
+    host = pool.connection_kwargs.get("host")
+    if host is None:
         return None
-    return Record(value[:VERSION_SIZE], value[VERSION_SIZE:])
-
-
-def outcome_of(reply: int | bytes, version: bytes) -> Outcome:
-    """Read what the script says of one write."""
-    if isinstance(reply, bytes):
-        return Conflict(Record(reply[:VERSION_SIZE], reply[VERSION_SIZE:]))
-    return Saved(version) if reply else Gone()
-
-
-async def warn_of_eviction(storage: Storage, execute: Callable[..., Awaitable[Any]]) -> None:
-    """Say it where the server, when it is full, drops sessions to make room."""
-    try:
-        async with storage.answering(LostError, SilentError):
-            told = await execute("INFO", "memory")
-    except StorageUnavailable as error:
-        logger.warning("opened without its server: %s", error)
-        return
-    except RedisError:  # not every user may ask
-        return
-    memory = told if isinstance(told, dict) else parse_info(told)  # type: ignore[no-untyped-call]
-    policy = memory.get("maxmemory_policy", "noeviction")
-    if memory.get("maxmemory") and policy != "noeviction":
-        log_once(
-            logger.warning,
-            "%r drops sessions when its memory is full, and so logs visitors out (maxmemory-policy is %s); "
-            "set maxmemory-policy noeviction, or give the sessions a server of their own",
-            storage,
-            policy,
-            about=repr(storage),
-        )
+    return Place(
+        host, pool.connection_kwargs.get("port", 6379), PROTOCOL, issubclass(pool.connection_class, SSLConnection)
+    )

@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+import secrets
+from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import cluster
 from redis.asyncio.connection import DefaultParser
-from redis.cluster import parse_cluster_slots
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, AuthenticationError, ClusterDownError, MovedError, NoScriptError, RedisError
 from redis.exceptions import TimeoutError as SilentError
 
-from .._log import logger
-from ..errors import ConfigError, StorageUnavailable
-from ..storage import Outcome, Record, Sharded, Storage, Write
-from ._redis_connections import Connections, LostError
+from ..errors import ConfigError
+from ..storage import CHECK_TTL, Outcome, Record, Sharded, Storage, Write
+from ._port_probe import Place, refused_by_another
+from ._redis_connections import PROTOCOL, Connections, LostError
+from ._redis_replies import advice_for, info_of, layout_of, number_of, outcomes_of, record_of
+from ._redis_steps import Command, Step, together
 from ._redis_url import RedisClusterOptions
-from .redis import SAVE, SAVE_SHA, outcome_of, record_of, script_of, version_for, warn_of_eviction
+from .redis import SAVE_SHA, script_of, version_for
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
     from ..url import Host, StorageURL
 
@@ -38,6 +40,8 @@ _HOPS = 5
 """How often a command may be sent: a moved slot, an unknown script and a lost connection cost one each."""
 _PARSER: Any = getattr(cluster, "ClusterParser", DefaultParser)
 """What knows a cluster's errors; before redis-py 6 that is not the parser of a single server's replies."""
+_KEYS_OF_A_CHECK = 500
+"""How many keys are drawn to find one of each node; a node with very few slots may be left out."""
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at the cluster's layout, however many calls fail."""
 
@@ -69,6 +73,8 @@ class RedisClusterStorage(Sharded):
         self._slots: list[_Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._look: asyncio.Task[None] | None = None
         self._looked = 0.0
+        self._unlearnt: Exception | None = None
+        """Why a node did not tell the layout."""
         self._closing: set[asyncio.Task[None]] = set()
         self._is_open = False
 
@@ -89,13 +95,30 @@ class RedisClusterStorage(Sharded):
         self._is_open = True
         for node in self._nodes.values():
             node.connections.open()
-        try:
-            async with self.answering(RedisError):
-                await self._learn()
-        except StorageUnavailable as error:
-            logger.warning("opened without its server: %s", error)
-        primaries = {node for node in self._slots if node is not None}
-        await asyncio.gather(*(warn_of_eviction(node, node.connections.execute_command) for node in primaries))
+        async with self.opening(RedisError):
+            pass  # it is tried
+
+    async def check(self) -> None:
+        """Learn the layout; then write, read and remove a record at each node that serves keys."""
+        place = Place(*self._seeds[0], PROTOCOL, self._context is not None, self._context)
+        await refused_by_another(self, self._try(), place)
+
+    async def _try(self) -> None:
+        async with self.answering(RedisError):
+            await self._learn()
+            primaries = {node for node in self._slots if node is not None}
+            if not primaries and self._unlearnt is not None:
+                raise self._unlearnt
+            await asyncio.gather(*(info_of(node, node.connections.execute_command) for node in primaries))
+        keys: dict[Storage, str] = {}
+        for key in (secrets.token_urlsafe(32) for _ in range(_KEYS_OF_A_CHECK)):
+            keys.setdefault(self.shard_of(key), key)
+        await self.save([Write(key, None, b"", CHECK_TTL) for key in keys.values()])
+        await self.load([*keys.values()])
+        await self.delete([*keys.values()])
+
+    def refusal(self, error: Exception) -> str | None:
+        return advice_for(error, is_cluster=True)
 
     async def close(self) -> None:
         self._is_open = False
@@ -116,18 +139,18 @@ class RedisClusterStorage(Sharded):
         """Give the node that serves a key, or where it is not known any other: a node tells who does."""
         return self._slots[key_slot(name.encode())] or self._node(self._seeds[0])
 
-    async def ask(self, first: _Node, commands: Sequence[_Command], *, changes: bool = False) -> list[Any]:
+    async def ask(self, first: _Node, commands: Sequence[Command], *, changes: bool = False) -> list[Any]:
         """Send commands to a node, and those that it does not serve to the one that does; give their replies.
 
         A command may be carried out twice, as after a lost connection; see `RedisStorage`.
         """
         replies: list[Any] = [None] * len(commands)
-        steps = [_Step(place, command, first) for place, command in enumerate(commands)]
+        steps = [Step(place, command, first) for place, command in enumerate(commands)]
         for _ in range(_HOPS):
-            groups: dict[_Node, list[_Step]] = {}
+            groups: dict[_Node, list[Step]] = {}
             for step in steps:
                 groups.setdefault(step.node or self.node_of(step.command.name), []).append(step)
-            told = await _together([self._send(node, group, changes=changes) for node, group in groups.items()])
+            told = await together([self._send(node, group, changes=changes) for node, group in groups.items()])
             steps = []
             for (node, group), answers in zip(groups.items(), told, strict=True):
                 for step, answer in zip(group, answers, strict=True):
@@ -140,7 +163,7 @@ class RedisClusterStorage(Sharded):
                 await self._learn()
         return replies
 
-    def _next(self, step: _Step, node: _Node, answer: Exception, *, changes: bool) -> list[_Step]:
+    def _next(self, step: Step, node: _Node, answer: Exception, *, changes: bool) -> list[Step]:
         """Tell what is still to do for a command that got this answer."""
         match answer:
             case MovedError():
@@ -159,7 +182,7 @@ class RedisClusterStorage(Sharded):
                 return [] if is_over else [step._replace(node=None, is_asking=False, is_again=True)]
         return []
 
-    async def _send(self, node: _Node, steps: Sequence[_Step], *, changes: bool) -> list[Any]:
+    async def _send(self, node: _Node, steps: Sequence[Step], *, changes: bool) -> list[Any]:
         """Send these over one connection, and give an answer or an error for each."""
         commands: list[tuple[Any, ...]] = []
         for step in steps:
@@ -231,8 +254,11 @@ class RedisClusterStorage(Sharded):
                     )
                     for task in done:
                         node = asked.pop(task)
-                        if task.exception() is None:
-                            self._take(parse_cluster_slots(task.result(), current_host=node.address[0]))
+                        try:
+                            self._take(layout_of(task.result(), node.address[0]))
+                        except (RedisError, OSError) as error:
+                            self._unlearnt = error
+                        else:
                             return
         except TimeoutError:
             pass
@@ -260,34 +286,6 @@ class RedisClusterStorage(Sharded):
         task.add_done_callback(self._closing.discard)
 
 
-class _Command(NamedTuple):
-    """A command of one key."""
-
-    name: str
-    words: tuple[Any, ...]
-
-    def __repr__(self) -> str:
-        return f"<{self.words[0]} of one key>"
-
-    def __sentry_repr__(self) -> str:  # Sentry shows the items of a tuple, whatever its repr is
-        return repr(self)
-
-    def with_script(self) -> _Command:
-        return _Command(self.name, ("EVAL", SAVE, *self.words[2:]))
-
-
-class _Step(NamedTuple):
-    """A command on its way to the node that serves its key."""
-
-    place: int
-    command: _Command
-    node: _Node | None
-    """`None`: whichever serves the key by then."""
-    is_asking: bool = False
-    is_again: bool = False
-    """It was sent, and its answer was lost."""
-
-
 class _Node(Storage):
     """One server of a cluster, for the keys that it serves, or was thought to."""
 
@@ -302,25 +300,33 @@ class _Node(Storage):
 
     async def load(self, keys: Sequence[str]) -> list[Record | None]:
         replies = await self._ask([self._command(key, "GET") for key in keys])
-        return [None if isinstance(reply, RedisError) else record_of(reply) for reply in replies]
+        async with self.answering(RedisError):
+            return [None if isinstance(reply, RedisError) else record_of(reply) for reply in replies]
 
     async def save(self, writes: Sequence[Write]) -> list[Outcome]:
         versions = [version_for(write) for write in writes]
         commands = []
         for write, version in zip(writes, versions, strict=True):
             name = self._cluster.prefix + write.key
-            commands.append(_Command(name, ("EVALSHA", SAVE_SHA, 1, name, *script_of(write, version))))
+            commands.append(Command(name, ("EVALSHA", SAVE_SHA, 1, name, *script_of(write, version))))
         replies = await self._ask(commands, changes=True)
-        return [outcome_of(reply[0], version) for reply, version in zip(replies, versions, strict=True)]
+        async with self.answering(RedisError):
+            return [outcomes_of(reply, [version])[0] for reply, version in zip(replies, versions, strict=True)]
 
     async def delete(self, keys: Sequence[str]) -> None:
-        await self._ask([self._command(key, "DEL") for key in keys], changes=True)
+        replies = await self._ask([self._command(key, "DEL") for key in keys], changes=True)
+        async with self.answering(RedisError):
+            for reply in replies:
+                number_of(reply)
 
-    def _command(self, key: str, verb: str) -> _Command:
+    def refusal(self, error: Exception) -> str | None:
+        return advice_for(error, is_cluster=True)
+
+    def _command(self, key: str, verb: str) -> Command:
         name = self._cluster.prefix + key
-        return _Command(name, (verb, name))
+        return Command(name, (verb, name))
 
-    async def _ask(self, commands: Sequence[_Command], *, changes: bool = False) -> list[Any]:
+    async def _ask(self, commands: Sequence[Command], *, changes: bool = False) -> list[Any]:
         async with self.answering(RedisError):
             replies = await self._cluster.ask(self, commands, changes=changes)
             for reply in replies:
@@ -328,9 +334,3 @@ class _Node(Storage):
                 if isinstance(reply, Exception) and (changes or not str(reply).startswith("WRONGTYPE")):
                     raise reply
         return replies
-
-
-async def _together(calls: Sequence[Coroutine[Any, Any, list[Any]]]) -> list[list[Any]]:
-    if len(calls) == 1:
-        return [await calls[0]]
-    return await asyncio.gather(*calls)

@@ -16,20 +16,22 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from aiohttp import WSMsgType, WSServerHandshakeError
 
 import aiohttp_store
 from aiohttp_store import Storage, StorageURL
 from aiohttp_store._engine.lifetimes import IDLE_TIMEOUT, PROLONG_AFTER
 from aiohttp_store._engine.manager import StorageSessionManager
 from aiohttp_store._engine.merge import merge
+from aiohttp_store._engine.sealing import MAX_INFLATED
 from aiohttp_store._engine.state import SessionState
 from aiohttp_store._lifecycle.middleware import RETRY_AFTER
 from aiohttp_store._lifecycle.request_state import MANAGER
 from aiohttp_store.codec import MAX_DEPTH
-from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_SIZE
+from aiohttp_store.cookie import MAX_AGE, MAX_LOOKED_AT, MAX_REMEMBERED, MAX_REMEMBERED_SIZE, MAX_SIZE
 from aiohttp_store.storages import _EXTRAS, SCHEMES
 from aiohttp_store.storages._mongodb_url import URLOptions, settings_beside
-from aiohttp_store.storages.memory import MemoryStorage
+from aiohttp_store.storages.memory import MemoryOptions, MemoryStorage
 
 from ..conftest import AiohttpClient, Servers
 from ..support.pages import PAGES, ROOT, python_of, redirected, table
@@ -55,7 +57,13 @@ def test_each_demand_of_the_security_page_has_a_test_or_is_left_to_the_app() -> 
     for demand, answer, shown in rows:
         assert demand
         assert answer
-        assert shown == "left to the app" or shown.strip("`") in known, demand
+        assert shown == "left to the app" or {*re.findall(r"``(.+?)``", shown)} <= known, demand
+        assert shown
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    """Also outside of its table."""
+    assert {*re.findall(r"``(test_\w+)``", SECURITY.read_text())} <= names_of_tests()
 
 
 async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aiohttp_client: AiohttpClient) -> None:
@@ -73,10 +81,61 @@ async def test_the_hardened_set_up_is_what_the_page_says(servers: Servers, aioht
     assert attributes == "Path=/; Secure; HttpOnly; SameSite=Strict"
     async with client.get("/account", headers={"Cookie": cookie}) as response:
         assert await response.json() == {"user": "ann"}
-    async with client.post("/logout", headers={"Cookie": cookie}, allow_redirects=False) as response:
-        assert response.headers["Set-Cookie"].startswith("__Host-session=; Path=/; Max-Age=0")
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Strict-Transport-Security"].startswith("max-age=31536000")
+    async with client.ws_connect("/chat", headers={"Cookie": cookie}) as socket:
+        await socket.send_str("hello")
+        assert await socket.receive_str() == "ann: hello"
+        async with client.post("/logout", headers={"Cookie": cookie}, allow_redirects=False) as response:
+            assert response.headers["Set-Cookie"].startswith("__Host-session=; Path=/; Max-Age=0")
+            assert response.headers["Clear-Site-Data"] == '"cache", "storage"'
+        await socket.send_str("still there?")
+        assert (await socket.receive()).type is WSMsgType.CLOSE
     async with client.get("/account", headers={"Cookie": cookie}) as response:
         assert response.status == 403
+        assert "Strict-Transport-Security" in response.headers
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_ours"),
+    [
+        ({}, True),  # a program
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "null"}, True),  # from a page with Referrer-Policy: no-referrer
+        ({"Origin": "{ours}"}, True),  # an old browser
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "{ours}"}, False),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://evil.shop.example"}, False),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "{ours}.evil.example"}, False),
+        ({"Origin": "https{ours_without_scheme}"}, False),
+        ({"Origin": "null"}, False),  # a sandboxed frame
+    ],
+)
+async def test_the_hardened_set_up_refuses_what_another_site_sends(
+    sent: dict[str, str], is_ours: bool, servers: Servers, aiohttp_client: AiohttpClient
+) -> None:
+    made: dict[str, Any] = {}
+    exec(redirected(python_of(SECURITY), {"redis": servers.url("redis")}), made)
+    client = await aiohttp_client(made["app"])
+    ours = f"http://{client.host}:{client.port}"
+    headers = {
+        name: value.format(ours=ours, ours_without_scheme=ours.removeprefix("http")) for name, value in sent.items()
+    }
+    form = {"user": "ann", "password": "correct horse"}
+    async with client.post("/login", data=form, headers=headers, allow_redirects=False) as response:
+        assert (response.status, "Set-Cookie" in response.headers) == ((303, True) if is_ours else (403, False))
+    async with client.post("/login", data=form, allow_redirects=False) as response:
+        cookie = response.headers["Set-Cookie"].partition(";")[0]
+    async with client.get("/account", headers={"Cookie": cookie, **headers}) as response:
+        assert response.status == 200  # which changes nothing, and its answer is not for another site's scripts
+    if is_ours:
+        async with client.ws_connect("/chat", headers={"Cookie": cookie, **headers}) as socket:
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "ann: hello"
+    else:
+        with pytest.raises(WSServerHandshakeError, match="403"):
+            await client.ws_connect("/chat", headers={"Cookie": cookie, **headers})
 
 
 async def test_ids_have_256_bits_from_the_systems_random_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +174,9 @@ def test_no_source_imports_what_runs_stored_bytes() -> None:
                 }, path
 
 
-SESSION, CONCURRENCY = (" ".join(PAGES[f"docs/{page}.rst"].read_text().split()) for page in ("session", "concurrency"))
+SESSION, CONCURRENCY, SECURE = (
+    " ".join(PAGES[f"docs/{page}.rst"].read_text().split()) for page in ("session", "concurrency", "security")
+)
 
 
 def test_each_row_of_the_merge_table_is_what_comes_of_it() -> None:
@@ -129,6 +190,10 @@ def test_each_row_of_the_merge_table_is_what_comes_of_it() -> None:
 @pytest.mark.parametrize(
     ("page", "said", "value", "meant"),
     [
+        (SECURE, "``memory://`` holds 100,000 sessions", MemoryOptions().max_sessions, 100_000),
+        (SECURE, "The ``Cookie`` headers of 2048 visitors, none above 2 KB", MAX_REMEMBERED, 2048),
+        (SECURE, "none above 2 KB", MAX_REMEMBERED_SIZE, 2 << 10),
+        (SECURE, "64 KB, with ``compress`` as well", MAX_INFLATED, 64 << 10),
         (SESSION, "unless over a twentieth of the idle timeout has passed", PROLONG_AFTER, 1 / 20),
         (SESSION, "that long: a day, unless", IDLE_TIMEOUT, 24 * 3600),
         (SESSION, "keep none longer than 400 days", MAX_AGE, 400 * 24 * 3600),

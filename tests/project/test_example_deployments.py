@@ -6,22 +6,14 @@ import asyncio
 import hashlib
 import inspect
 import io
-import os
-import pwd
 import re
-import shutil
-import socket
-import ssl
 import sys
-import tempfile
-import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiohappyeyeballs import AddrInfoType
-from aiohttp import ClientResponse, ClientSession, CookieJar, FormData, TCPConnector, WSMsgType, web
+from aiohttp import ClientResponse, ClientSession, FormData, TCPConnector, WSMsgType, web
 from yarl import URL
 
 from aiohttp_store._engine.manager import StorageSessionManager
@@ -31,9 +23,9 @@ from aiohttp_store.cookie import key_of_id
 from aiohttp_store.storages.redis import RedisOptions
 
 from ..conftest import Servers, new_url
-from ..support.certificates import make_certificates
+from ..support.nginx import Nginx, browser
 from ..support.proxy import Proxy
-from ..support.servers import Redis, Server, program
+from ..support.servers import Redis, Server
 from ..support.timing import AT_LAST, until, within
 from .test_examples import ROOT, page, running, visitor
 
@@ -221,64 +213,27 @@ class App(Server):
         return ["env", f"PYTHONPATH={ROOT}", *app, self.storage_url, "--port", str(self.port)]
 
 
-class Nginx(Server):
-    """examples/nginx.conf with ports of its own, before the apps; it runs as nobody where the tests run as root."""
-
-    scheme = "https"
-
-    def __init__(self, folder: Path, apps: list[App]) -> None:
-        super().__init__(folder)
-        self.apps = apps
-
-    def prepare(self) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="nginx"))  # pytest's folders are closed to nobody
-        weakref.finalize(self, shutil.rmtree, self.home, ignore_errors=True)
-        make_certificates(self.folder / "certificates")
-        configuration = (ROOT / "examples/nginx.conf").read_text()
-        for documented, port in zip((8443, 8081, 8082), [self.port, *(app.port for app in self.apps)], strict=True):
-            configuration, replaced = re.subn(rf"(?m)^( *[^#]*)\b{documented}\b", rf"\g<1>{port}", configuration)
-            assert replaced == 1
-        (self.home / "nginx.conf").write_text(configuration)
-        for name in ("server.pem", "server.key"):
-            shutil.copy(self.folder / "certificates" / name, self.home)
-        if os.geteuid() == 0:
-            self.user = "nobody"
-            for path in (self.home, *self.home.iterdir()):
-                os.chown(path, pwd.getpwnam("nobody").pw_uid, -1)
-
-    def command(self) -> list[str]:
-        return [program("nginx"), "-p", str(self.home), "-c", str(self.home / "nginx.conf"), "-e", "stderr"]
-
-
 @pytest.fixture(scope="module")
-def nginx(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
-    folder, url = tmp_path_factory.mktemp("deployment"), new_url(servers, "redis")
-    nginx = Nginx(folder / "nginx", [App(folder / f"app{number}", url) for number in range(2)])
-    everyone: list[Server] = [*nginx.apps, nginx]
+def apps(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[App]]:
+    folder, url = tmp_path_factory.mktemp("apps"), new_url(servers, "redis")
+    apps = [App(folder / f"app{number}", url) for number in range(2)]
     try:
-        for server in everyone:
-            server.start()
-        yield nginx
+        for app in apps:
+            app.start()
+        yield apps
     finally:
-        nginx.stop()
-        for app in nginx.apps:
+        for app in apps:
             app.stop()
 
 
-@asynccontextmanager
-async def browser(nginx: Nginx) -> AsyncIterator[ClientSession]:
-    sockets: list[socket.socket] = []
-
-    def new_socket(address: AddrInfoType) -> socket.socket:
-        sockets.append(socket.socket(*address[:3]))
-        return sockets[-1]
-
-    context = ssl.create_default_context(cafile=nginx.folder / "certificates/ca.pem")
-    connector = TCPConnector(ssl=context, socket_factory=new_socket)
-    async with ClientSession(nginx.url, cookie_jar=CookieJar(unsafe=True), connector=connector) as session:
-        yield session
-    # With TLS, the connector does not wait for all of them.
-    await until(lambda: all(one.fileno() == -1 for one in sockets))
+@pytest.fixture(scope="module")
+def nginx(apps: list[App], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    nginx = Nginx(tmp_path_factory.mktemp("deployment") / "nginx", [app.port for app in apps])
+    try:
+        nginx.start()
+        yield nginx
+    finally:
+        nginx.stop()
 
 
 FORGED = [
@@ -370,7 +325,7 @@ async def test_nginx_refuses_a_body_that_is_too_large(nginx: Nginx) -> None:
         assert response.status == 413
 
 
-async def test_a_process_that_is_killed_costs_no_visitor_a_session_or_an_error(nginx: Nginx) -> None:
+async def test_a_process_that_is_killed_costs_no_visitor_a_session_or_an_error(apps: list[App], nginx: Nginx) -> None:
     visits, visitors = 40, 4
 
     async def visit() -> list[int]:
@@ -386,7 +341,7 @@ async def test_a_process_that_is_killed_costs_no_visitor_a_session_or_an_error(n
     first = asyncio.Event()
     tasks = [asyncio.create_task(visit()) for _ in range(visitors)]
     await first.wait()
-    killed, left = nginx.apps
+    killed, left = apps
     killed.kill()
     for counts in await asyncio.gather(*tasks):
         assert counts == sorted(set(counts))  # each visit is counted, and one whose answer was lost perhaps twice

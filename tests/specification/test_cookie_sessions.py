@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
 from aiohttp.test_utils import make_mocked_request
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -236,6 +240,29 @@ async def test_what_another_secret_name_or_hand_made_is_nobodys() -> None:
         test_identity.SECRETS[0],
     ):
         assert await opened(manager, forged) == {}, forged
+
+
+def test_each_sealing_has_a_key_of_its_own_that_is_for_sealing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is derived here once more, after RFC 5869; whoever changes this ends all sessions."""
+
+    def derived(value: str, purpose: bytes | None) -> bytes:
+        root = HKDF(SHA256(), 32, None, purpose).derive(SECRET.encode())
+        return HKDFExpand(SHA256(), 32, octets(value)[:16]).derive(root)
+
+    used: list[bytes] = []
+
+    def cipher(key: bytes) -> AESGCM:
+        used.append(key)
+        return AESGCM(key)
+
+    monkeypatch.setattr("aiohttp_store._engine.sealing.AESGCM", cipher)
+    values = [Seal("session", SECRET).close(b"content") for _ in range(50)]
+    assert used == [derived(value, b"aiohttp_store session cookie encryption session") for value in values]
+    assert len(set(used)) == 50
+    for value in values:
+        for purpose in (None, b"", b"aiohttp_store session cookie encryption other", b"aiohttp_store"):
+            with pytest.raises(InvalidTag):
+                AESGCM(derived(value, purpose)).decrypt(octets(value)[16:28], octets(value)[28:], b"session")
 
 
 def test_no_two_sealings_share_a_salt_or_a_nonce() -> None:
@@ -618,6 +645,16 @@ async def test_what_a_clock_sealed_that_was_ahead_is_nobodys(serve: Serve) -> No
     assert (await ask(client, "/show", copied))[0]["data"] == {}
     clock.wait(100_000 * HOUR - 30)
     assert (await ask(client, "/show", copied))[0]["data"] == {"a": 1, "d": {"x": [1]}}
+
+
+async def test_one_secret_and_one_name_are_one_app(serve: Serve) -> None:
+    shop, admin = [await serve(begin, show) for _ in range(2)]
+    assert (await ask(admin, "/show", await begun(shop)))[0]["data"] == {"a": 1, "d": {"x": [1]}}
+    for options in ({"secret": OTHER}, {"cookie": Cookie(name="admin")}):
+        other = await serve(begin, show, **options)
+        value = await begun(shop)
+        async with other.get("/show", headers={"Cookie": f"session={value}; admin={value}"}) as response:
+            assert (await response.json())["data"] == {}
 
 
 async def test_of_two_requests_at_the_same_time_the_last_answer_overwrites_the_other(serve: Serve) -> None:

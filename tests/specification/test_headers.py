@@ -128,6 +128,11 @@ async def test_vary_names_the_cookie_once_the_session_was_asked_for(serve: Serve
     assert (await headers_of(client, "/untouched"))["Vary"] == "Accept"
     assert (await headers_of(client, "/read"))["Vary"] == "Accept, Cookie"
     assert (await headers_of(client, "/begin"))["Vary"] == "Cookie"
+    for _ in range(2):  # a live session that is only read
+        assert (await headers_of(client, "/read"))["Vary"] == "Accept, Cookie"
+    assert (await headers_of(client, "/write?a=1"))["Vary"] == "Cookie"
+    assert (await headers_of(client, "/logout"))["Vary"] == "Cookie"
+    assert (await headers_of(client, "/read", headers={"Cookie": "session=junk"}))["Vary"] == "Accept, Cookie"
 
 
 async def test_a_response_without_our_cookie_keeps_its_cache_control(serve: Serve) -> None:
@@ -232,6 +237,7 @@ async def test_a_failed_save_replaces_the_response_and_sets_no_cookie(
         async with client.get("/begin") as response:
             assert response.status == status
             assert response.headers.get("Retry-After") == ("1" if status == 503 else None)
+            assert response.headers.get("Vary") == (None if status == 500 else "Cookie")
             assert "Set-Cookie" not in response.headers
     assert str(error) in caplog.text
 
@@ -418,13 +424,15 @@ async def test_a_request_is_freed_without_the_garbage_collector(remotes: bool, a
         gc.enable()
 
 
-@pytest.mark.parametrize(
-    "value", ["bad", "A" * 43, "A" * 43 + "." + "A" * 43, '"', "", "x" * 5000, "A" * 42 + "\xff"], ids=lambda v: v[:9]
-)
+BAD = ["bad", "A" * 43, "A" * 43 + "." + "A" * 43, "A" * 200, '"', "", "x" * 5000, "A" * 42 + "\xff"]
+
+
+@pytest.mark.parametrize("value", BAD, ids=lambda value: value[:9] + str(len(value)))
+@pytest.mark.parametrize("options", [{}, {"secret": "a secret that signs, of 32 bytes"}], ids=["plain", "signed"])
 async def test_bad_cookies_write_no_lines_to_the_log(
-    value: str, serve: Serve, caplog: pytest.LogCaptureFixture
+    options: dict[str, Any], value: str, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = await serve(*HANDLERS)
+    client = await serve(*HANDLERS, **options)
     caplog.clear()
     with caplog.at_level(logging.INFO, "aiohttp_store"):
         for _ in range(20):

@@ -150,6 +150,27 @@ async def test_a_renewal_keeps_the_data_and_kills_the_old_id(serve: Serve, stora
     assert (await get(client, "/show", old))[0] == {}
 
 
+async def test_a_login_that_clears_the_session_first_leaves_nothing_of_the_user_before(
+    serve: Serve, storage_url: str
+) -> None:
+    async def login(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        if "user" in session:
+            session.clear()
+        session.renew(login=True)
+        session.update(request.query)
+        return web.Response()
+
+    client = await serve(show, login, storage=storage_url)
+    _, header = await get(client, "/login?user=ann&role=admin")
+    assert header is not None
+    ann = header.partition(";")[0]
+    _, header = await get(client, "/login?user=bob", ann)
+    assert header is not None
+    assert await get(client, "/show", header.partition(";")[0]) == ({"user": "bob"}, None)
+    assert await get(client, "/show", ann) == ({}, None)
+
+
 async def test_requests_in_flight_with_the_old_id_neither_revive_it_nor_set_a_cookie(
     serve: Serve, storage_url: str
 ) -> None:

@@ -388,6 +388,7 @@ async def watched(scheme: str, shared: str, space: str) -> AsyncIterator[tuple[M
     async with client_of(scheme, shared, event_listeners=[commands]) as client:
         storage = MongoDBStorage(client, MongoDBOptions(collection=space))
         await storage.open()
+        commands.all.clear()  # of the check
         yield storage, commands.all
         await storage.close()
 

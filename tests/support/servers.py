@@ -25,7 +25,7 @@ from redis import Connection, RedisError
 START_WITHIN = 120.0
 """Seconds in which a server starts, or ends, on however busy a machine."""
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_PORTS = 2_000
+_PORTS = 1_600  # six times as many are fewer than the 10,000 between a node of a Redis cluster and its second port
 _FIRST_PORT = 10_000 + _PORTS * (_WORKER % 6)
 _given: set[int] = set()
 _POSTGRESQL = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)  # where Debian keeps it
@@ -240,6 +240,10 @@ class MariaDB(Server):
     path = "/sessions"
     login = "visitor:s%40crêt@"
 
+    @property
+    def account(self) -> str:
+        return self.user or getpass.getuser()
+
     def prepare(self) -> None:
         (self.folder / "init.sql").write_text(
             "CREATE DATABASE IF NOT EXISTS sessions;\n"
@@ -250,17 +254,18 @@ class MariaDB(Server):
         subprocess.run(
             [
                 program("mariadb-install-db", "mysql_install_db"),
-                *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"),
+                *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={self.account}"),
                 *("--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}"),
             ],
             check=True,
             capture_output=True,
+            user=self.user,
         )
 
     def command(self) -> list[str]:
         return [
             program("mariadbd", "mysqld"),
-            *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={getpass.getuser()}"),
+            *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--user={self.account}"),
             *(f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={self.folder / 'mysql.sock'}"),
             *(f"--init-file={self.folder / 'init.sql'}", "--character-set-server=utf8mb4"),
             *("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=32M", "--max-connections=300"),
@@ -382,11 +387,8 @@ class RedisCluster(ServerSet[Redis]):
 
     def __init__(self, folder: Path, *options: str) -> None:
         super().__init__(folder)
-        self.buses = [free_port() for _ in range(6)]
-        self.nodes = [
-            Redis(folder / str(number), "--cluster-enabled", "yes", "--cluster-port", str(bus), *options)
-            for number, bus in enumerate(self.buses)
-        ]
+        self.nodes = [Redis(folder / str(number), "--cluster-enabled", "yes", *options) for number in range(6)]
+        self.buses = [node.port + 10_000 for node in self.nodes]  # before Redis 7 no others can be named
 
     def prepare(self) -> None:
         """Write what each node would know after `redis-cli --cluster create`, which takes several seconds."""

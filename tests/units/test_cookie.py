@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
+from base64 import urlsafe_b64encode
 from http.cookies import SimpleCookie
 from typing import Any
 
@@ -13,7 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from aiohttp_store import ConfigError, Cookie
 from aiohttp_store._caching import add_vary, forbid_caching
-from aiohttp_store.cookie import MAX_AGE, MAX_REMEMBERED, MAX_REMEMBERED_SIZE, CookieReader, key_of_id
+from aiohttp_store.cookie import MAX_AGE, MAX_REMEMBERED, MAX_REMEMBERED_SIZE, CookieReader, derive_keys, key_of_id
 
 ID = "a-Session_Id-of-43-characters-in-base64url0"
 SECRETS = [f"secret number {number} is thirty-two bytes" for number in range(3)]
@@ -226,6 +228,34 @@ def test_an_older_secret_still_verifies_and_asks_to_be_replaced() -> None:
     old = CookieReader("session", SECRETS[1]).value(ID)
     assert read(CookieReader("session", SECRETS[:2]), f"session={old}") == [(ID, True)]
     assert read(CookieReader("session", SECRETS[2]), f"session={old}") == []
+
+
+def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the standard library's function, with each secret until one has signed it, and by nothing before it."""
+    compared: list[tuple[str, str]] = []
+
+    def compare_digest(ours: str, sent: str) -> bool:
+        compared.append((ours, sent))
+        return compare(ours, sent)
+
+    compare = hmac.compare_digest
+    values = [CookieReader("session", secret).value(ID) for secret in SECRETS]
+    sent = [value.partition(".")[2] for value in values]
+    forged = [f"{value[:-2]}AA" for value in sent]
+    monkeypatch.setattr("hmac.compare_digest", compare_digest)
+    for signature, secrets_tried in (*zip(sent, (1, 2, 3), strict=True), *((one, 3) for one in forged)):
+        compared.clear()
+        found = read(CookieReader("session", SECRETS), f"session={ID}.{signature}")
+        assert [bool(found), compared] == [signature in sent, [(ours, signature) for ours in sent[:secrets_tried]]]
+
+
+def test_no_two_uses_of_a_secret_share_a_key_and_none_uses_the_secret_itself() -> None:
+    keys = [derive_keys(secret, purpose)[0] for secret in SECRETS for purpose in ("one", "another")]
+    assert len({*keys, *(secret.encode() for secret in SECRETS)}) == len(keys) + len(SECRETS)
+    for secret in (SECRETS[0], derive_keys(SECRETS[0], "another")[0]):
+        key = secret.encode() if isinstance(secret, str) else secret
+        plain = urlsafe_b64encode(hmac.digest(key, f"session={ID}".encode(), "sha256"))[:-1].decode()
+        assert read(CookieReader("session", SECRETS[0]), f"session={ID}.{plain}") == []
 
 
 def test_a_signature_is_bound_to_the_cookies_name() -> None:

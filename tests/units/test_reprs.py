@@ -30,8 +30,8 @@ from aiohttp_store.storages._memcached_protocol import Found
 from aiohttp_store.storages._mongodb_url import read
 from aiohttp_store.storages._mysql_driver import Result
 from aiohttp_store.storages._mysql_statements import Draft
+from aiohttp_store.storages._redis_steps import Command, Step
 from aiohttp_store.storages._redis_url import SentinelOptions
-from aiohttp_store.storages.redis_cluster import _Command, _Step
 
 from ..conftest import Client, Serve
 from ..support.remote import Remote
@@ -41,7 +41,7 @@ KEY = key_of_id(ID)
 ENVELOPE = Envelope(1.0, 2.0, None, DATA.encode(), ((1, DATA.encode()),))
 RECORD, WRITE = Record(b"12345678", DATA.encode()), Write(KEY, b"12345678", DATA.encode(), 60)
 PACKAGE = f"{Path(aiohttp_store.__file__).parent}/"
-COMMAND = _Command(KEY, ("EVALSHA", KEY, DATA.encode()))
+COMMAND = Command(KEY, ("EVALSHA", KEY, DATA.encode()))
 
 SHOWN: list[Any] = [
     PresentedId(ID, KEY, stale=True),
@@ -59,7 +59,7 @@ SHOWN: list[Any] = [
     Found(DATA.encode(), 7),
     Result(1, [(DATA,)]),
     COMMAND,
-    _Step(0, COMMAND, None),
+    Step(0, COMMAND, None),
     CookieReader("session", SECRET),
     Seal("session", SECRET),
     SentinelOptions(sentinel_password=DATA),
