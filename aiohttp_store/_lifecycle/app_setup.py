@@ -30,7 +30,7 @@ from .before_headers import save_before_headers
 from .cookie_clashes import refuse_clashes
 from .cookie_path import guarding_path
 from .middleware import middleware_of
-from .request_state import GIVEN, MANAGER
+from .request_state import ALONE, GIVEN, MANAGER
 from .wrong_arguments import checked_app, no_storage, refuse_late
 
 __all__ = ["get_storage", "is_foreign", "session_manager", "session_middleware", "setup"]
@@ -132,20 +132,20 @@ def session_middleware(
     Raises:
         ConfigError: a setting that cannot work or is not known.
     """
-    return middleware_of(
-        session_manager(
-            storage,
-            Options(
-                secret=secret,
-                cookie=cookie,
-                idle_timeout=idle_timeout,
-                lifetime=lifetime,
-                on_conflict=on_conflict,
-                codec=codec,
-            ),
+    manager = session_manager(
+        storage,
+        Options(
+            secret=secret,
+            cookie=cookie,
+            idle_timeout=idle_timeout,
+            lifetime=lifetime,
+            on_conflict=on_conflict,
+            codec=codec,
         ),
-        is_alone=True,
     )
+    middleware = middleware_of(manager, is_alone=True)
+    ALONE[middleware] = manager
+    return middleware
 
 
 def get_storage(app: web.Application) -> Storage:
