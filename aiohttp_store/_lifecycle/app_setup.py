@@ -30,7 +30,7 @@ from .before_headers import save_before_headers
 from .cookie_clashes import refuse_clashes
 from .cookie_path import guarding_path
 from .middleware import middleware_of
-from .request_state import GIVEN, MANAGER
+from .request_state import ALONE, GIVEN, MANAGER
 from .wrong_arguments import checked_app, no_storage, refuse_late
 
 __all__ = ["get_storage", "is_foreign", "session_manager", "session_middleware", "setup"]
@@ -59,13 +59,13 @@ def setup(
 
     Args:
         app: the application; its sub-apps share the sessions unless they have their own `setup`.
-        storage: as `"redis://localhost:6379/0"`.
-        secret: signs the cookie; `Options` says more of this and of all that follow.
+        storage: for example `"redis://localhost:6379/0"`.
+        secret: what signs the cookie. `Options` has more about this one and the next five.
         cookie: how the browser keeps the id; `None` is a `Cookie()`.
-        idle_timeout: of disuse, after which a session ends.
-        lifetime: after which a session ends, however busy it is.
-        on_conflict: what to do if another request has changed the session; `None` merges.
-        codec: anything with `dumps` and `loads`; `None` is JSON.
+        idle_timeout: seconds or a `timedelta` of disuse after which a session ends.
+        lifetime: seconds or a `timedelta` after which a session ends, however busy it is.
+        on_conflict: what to do if another request has changed the session; `None` merges both changes.
+        codec: an object with `dumps` and `loads`; `None` is JSON.
         check: the app does not start if the storage answers and refuses to serve (`StorageRefused`), for example
             because of a wrong password. It starts without a server that is down. `cookie://` has nothing to check.
 
@@ -107,7 +107,8 @@ def setup(
         finally:
             await manager.close()
 
-    app[MANAGER], app[GIVEN] = manager, storage
+    app[MANAGER] = manager
+    app[GIVEN] = hash(storage) if isinstance(storage, str) else None
     app.middlewares.insert(0, middleware_of(manager))
     app.cleanup_ctx.append(run)
 
@@ -131,20 +132,20 @@ def session_middleware(
     Raises:
         ConfigError: a setting that cannot work or is not known.
     """
-    return middleware_of(
-        session_manager(
-            storage,
-            Options(
-                secret=secret,
-                cookie=cookie,
-                idle_timeout=idle_timeout,
-                lifetime=lifetime,
-                on_conflict=on_conflict,
-                codec=codec,
-            ),
+    manager = session_manager(
+        storage,
+        Options(
+            secret=secret,
+            cookie=cookie,
+            idle_timeout=idle_timeout,
+            lifetime=lifetime,
+            on_conflict=on_conflict,
+            codec=codec,
         ),
-        is_alone=True,
     )
+    middleware = middleware_of(manager, is_alone=True)
+    ALONE[middleware] = manager
+    return middleware
 
 
 def get_storage(app: web.Application) -> Storage:

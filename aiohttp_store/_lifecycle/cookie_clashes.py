@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from itertools import combinations
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from ..errors import ConfigError
 from ..storages import __name__ as own_storages
 from ..storages.memory import MemoryStorage
 from .before_headers import apps_below
-from .request_state import GIVEN, MANAGER
+from .request_state import ALONE, GIVEN, MANAGER
 
 __all__ = ["refuse_clashes"]
 
@@ -50,10 +51,8 @@ class _Place(NamedTuple):
     """Where it is, for messages."""
     hosts: tuple[_Hosts, ...] = ()
     """Each of them must include a host that is served here; none is for all hosts."""
-
-    @property
-    def manager(self) -> SessionManager[Any]:
-        return self.app[MANAGER]
+    manager: Any = None
+    """Of sessions that are kept here."""
 
     @property
     def storage(self) -> object:
@@ -62,7 +61,8 @@ class _Place(NamedTuple):
 
     @property
     def cookie(self) -> Cookie:
-        return self.manager.cookie
+        cookie: Cookie = self.manager.cookie
+        return cookie
 
     @property
     def domain(self) -> str | None:
@@ -81,22 +81,28 @@ def refuse_clashes(app: web.Application) -> None:
     Raises:
         ConfigError: two of them cannot be kept apart.
     """
-    places = [place for place in _tree(_Place(_root_of(app))) if MANAGER in place.app]
+    tree = _tree(_Place(_root_of(app)))
+    places = [place._replace(manager=manager) for place in tree for manager in _managers_of(place.app)]
     for one, other in combinations(places, 2):
-        is_nested = one.app in other.above
-        if (what := _clash(one, other, is_nested=is_nested)) is None:
-            continue
-        which = "an app and its sub-app" if is_nested else f"the sub-apps at {one.at} and {other.at}"
-        whose = "the sub-app's setup" if is_nested else "their setups and call setup() on an app around them"
-        raise ConfigError(
-            f"{which} both keep sessions {what}; give one of them cookie=Cookie(name=…), or leave out {whose} to share "
-            "the session"
-        )
+        if one.app is other.app:
+            which, whose = "two middlewares of an app", "one of them"
+        elif one.app in other.above:
+            which, whose = "an app and its sub-app", "the sub-app's setup"
+        else:
+            which = f"the sub-apps at {one.at} and {other.at}"
+            whose = "their setups and call setup() on an app around them"
+        if (what := _clash(one, other)) is not None:
+            raise ConfigError(
+                f"{which} both keep sessions {what}; give one of them cookie=Cookie(name=…), or leave out {whose} to "
+                "share the session"
+            )
 
 
-def _clash(one: _Place, other: _Place, *, is_nested: bool) -> str | None:
+def _clash(one: _Place, other: _Place) -> str | None:
     name, mine, theirs = one.cookie.name, one.cookie.path, other.cookie.path
-    if name != other.cookie.name or not (one.is_sent_to(other) or other.is_sent_to(one)):
+    if one.manager is other.manager or name != other.cookie.name:
+        return None
+    if not (one.is_sent_to(other) or other.is_sent_to(one)):
         return None
     if (one.domain, mine) == (other.domain, theirs):
         return f"in the cookie {name!r} of path {mine!r}"
@@ -104,10 +110,16 @@ def _clash(one: _Place, other: _Place, *, is_nested: bool) -> str | None:
     mixed_up = "so a session of one is valid in the other"
     is_overlapping = path_matches(mine, theirs) or path_matches(theirs, mine)
     if one.manager.keeps_in_cookie and other.manager.keeps_in_cookie:
-        return f"{where}, {mixed_up}" if is_overlapping or is_nested else None  # in one request both would open it
+        is_opened_twice = one.app in (*other.above, other.app)  # in one request, whatever its path
+        return f"{where}, {mixed_up}" if is_overlapping or is_opened_twice else None
     if is_overlapping and _are_in_one_storage(one, other):
         return f"{where}, and in {one.storage!r}, {mixed_up}"
     return None
+
+
+def _managers_of(app: web.Application) -> list[SessionManager[Any]]:
+    found = [ALONE[one] for one in app.middlewares if isinstance(one, FunctionType) and one in ALONE]
+    return [app[MANAGER], *found] if MANAGER in app else found
 
 
 def _tree(place: _Place) -> Iterator[_Place]:
@@ -138,8 +150,8 @@ def _are_in_one_storage(one: _Place, other: _Place) -> bool:
     mine, theirs = one.storage, other.storage
     if mine is theirs or mine is None or type(mine) is not type(theirs) or isinstance(mine, MemoryStorage):
         return mine is theirs
-    url = one.app[GIVEN]
-    if isinstance(url, str) and url == other.app[GIVEN]:
+    url = one.app.get(GIVEN)
+    if url is not None and url == other.app.get(GIVEN):
         return True
     is_named = type(mine).__module__.startswith(f"{own_storages}.")  # by its repr, as others may not be
     return is_named and [repr(mine), _prefix_of(mine)] == [repr(theirs), _prefix_of(theirs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -11,7 +12,7 @@ from .._engine.state import Apart, SessionManager
 from ..errors import StorageUnavailable
 from ..session import Session
 
-__all__ = ["GIVEN", "MANAGER", "REQUEST_STATE", "RequestState", "begin", "drop", "end", "have", "leave"]
+__all__ = ["ALONE", "GIVEN", "MANAGER", "REQUEST_STATE", "RequestState", "begin", "drop", "end", "have", "leave"]
 
 
 class RequestState:
@@ -95,5 +96,7 @@ REQUEST_STATE: Any = (
     else "aiohttp_store.request_state"
 )
 MANAGER: web.AppKey[SessionManager[Any]] = web.AppKey("aiohttp_store.manager", SessionManager[Any])
-GIVEN: web.AppKey[object] = web.AppKey("aiohttp_store.given", object)
-"""The storage as it was given to `setup`."""
+GIVEN: web.AppKey[int | None] = web.AppKey("aiohttp_store.given")
+"""The hash of the URL that was given to `setup`, which may hold a password; `None` if none was."""
+ALONE: WeakKeyDictionary[Any, SessionManager[Any]] = WeakKeyDictionary()
+"""The session managers of middlewares that were made without `setup`."""

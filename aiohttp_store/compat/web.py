@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 from .. import compat
 from .._lifecycle import app_setup, middleware
 from .._lifecycle.cookie_path import guarding_path
-from .._lifecycle.request_state import MANAGER, REQUEST_STATE
+from .._lifecycle.request_state import ALONE, MANAGER, REQUEST_STATE
 from .._lifecycle.wrong_arguments import no_session
 from ..session import Session as OurSession
 from ..storage import Storage
@@ -65,6 +65,7 @@ def session_middleware(storage: Any) -> Middleware:
     async def both(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await outer(request, partial(inner, handler=handler))
 
+    ALONE[both] = manager
     return both
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from .._foreign_words import answer
+from .._keywords import answering_keywords
 from ..errors import ConfigError
 from ..storage import Storage
 from ..url import StorageURL, nearest
@@ -126,6 +127,7 @@ def imported(target: str, url: StorageURL) -> Any:
         ) from error
 
 
+@answering_keywords("async with open_storage(url) as storage")
 @asynccontextmanager
 async def open_storage(url: str) -> AsyncIterator[Storage]:
     """Open the storage that `url` names, and close it at the end of the block.

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from aiohttp_store import ConfigError, Cookie, Record, Storage, get_session, register, setup
+from aiohttp_store import ConfigError, Cookie, Record, Storage, compat, get_session, register, session_middleware, setup
 from aiohttp_store.compat import SimpleCookieStorage
 from aiohttp_store.storages.memory import MemoryStorage
 from aiohttp_store.storages.redis import RedisOptions, RedisStorage
@@ -174,6 +174,25 @@ async def test_one_storage_and_cookies_that_both_apps_are_sent_are_refused(
             setup(one, storage, cookie=Cookie(**cookie), secret=SECRET)
         await starts(tree(app, sub))
     await client.aclose()
+
+
+async def test_a_middleware_that_was_made_alone_is_compared_with_the_setups_around_and_below() -> None:
+    app, sub = web.Application(middlewares=[session_middleware()]), web.Application()
+    setup(sub)
+    with pytest.raises(ConfigError, match="an app and its sub-app both keep sessions in the cookie 'session'"):
+        await starts(nested(app, sub))
+    app, sub = web.Application(), web.Application(middlewares=[compat.session_middleware("memory://")])
+    setup(app)
+    with pytest.raises(ConfigError, match="the sub-apps at /shop and /admin both keep sessions in the cookie"):
+        await starts(siblings(app, sub))
+    app = web.Application(middlewares=[session_middleware()])
+    setup(app)
+    with pytest.raises(ConfigError, match="two middlewares of an app both keep sessions in the cookie 'session'"):
+        await starts(app)
+    shared = session_middleware()
+    app, sub = web.Application(middlewares=[shared]), web.Application(middlewares=[shared])
+    setup(app, cookie=Cookie(name="other"))
+    await starts(siblings(app, sub))
 
 
 async def test_one_url_of_a_third_partys_scheme_is_one_storage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,14 @@ async def test_a_storage_or_nothing_in_place_of_a_url_is_named_by_open_storage()
                 raise AssertionError
 
 
+def test_open_storage_says_that_its_parameters_are_in_the_url() -> None:
+    for keyword, way in (("pool_size", r"\?pool_size=16"), ("timeout", r"\?timeout=2"), ("zzz", "it knows url")):
+        with pytest.raises(ConfigError, match=rf"open_storage\(\) has no keyword '{keyword}'; .*{way}"):
+            open_storage("memory://", **{keyword: 5})
+    with pytest.raises(ConfigError, match=r"write async with open_storage\(url\) as storage"):
+        open_storage("memory://", 5)  # type: ignore[call-arg]
+
+
 async def test_what_is_no_request_is_named_by_get_session_and_new_session(aiohttp_client: AiohttpClient) -> None:
     told = []
 

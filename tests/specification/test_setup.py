@@ -29,7 +29,7 @@ from aiohttp_store import (
 from aiohttp_store.compat import SimpleCookieStorage
 from aiohttp_store.storages.memory import MemoryOptions, MemoryStorage
 
-from ..conftest import AiohttpClient, Serve
+from ..conftest import PATIENCE, AiohttpClient, Serve, Servers
 from ..support.remote import kept
 from ..support.timing import AT_LAST
 
@@ -223,6 +223,27 @@ async def test_with_check_every_storage_starts(serve: Serve, storage_url: str) -
     client = await serve(count, storage=storage_url, check=True)
     async with client.get("/count") as response:
         assert await response.json() == 1
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ("redis", "redis://nobody:wrong@{}/0"),
+        ("redis_cluster", "redis+cluster://nobody:wrong@{}"),
+        ("redis", "memcached://{}"),
+        ("mysql", "mysql://nobody:wrong@{}/test"),
+        ("redis", "mysql://nobody@{}/test"),
+        ("redis", "mongodb://{}/test"),
+    ],
+)
+async def test_with_check_a_server_that_refuses_fails_the_start(servers: Servers, server: str, url: str) -> None:
+    hosts = ",".join(f"{name}:{port}" for name, port in StorageURL.parse(servers.url(server)).hosts)
+    app = web.Application()
+    setup(app, f"{url.format(hosts)}?timeout={PATIENCE / 10}", check=True)
+    runner = web.AppRunner(app)
+    with pytest.raises(StorageRefused):
+        await runner.setup()
+    await runner.cleanup()
 
 
 async def test_check_is_off_by_default_and_has_nothing_to_do_for_a_cookie(serve: Serve) -> None:
