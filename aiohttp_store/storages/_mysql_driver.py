@@ -98,6 +98,8 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
         except TimeoutError:
             self._write_bytes(_PROBE)
             said = await self._reader.read(_SHOWN)
+            if said[3:5] == bytes([0, _PROTOCOL]):  # its greeting, as of a server that was stalled, and not an answer
+                raise
             raise ValueError(f"it says nothing unasked, and answers {said!r}") from None
         if header[3] or int.from_bytes(header[:3], "little") > _LARGEST_GREETING:
             raise ValueError(f"it begins with {header!r}")

@@ -342,6 +342,17 @@ async def test_another_protocol_on_mysqls_port_is_named_at_start(
     assert "geheim" not in said
 
 
+async def test_a_mysql_server_that_greets_too_late_is_an_outage() -> None:
+    words = greeting("mysql_native_password")
+    async with answering(len(words).to_bytes(3, "little") + b"\0" + words) as port:  # to what it is asked in the end
+        storage = storage_from_url(f"mysql://visitor:geheim@127.0.0.1:{port}/sessions?timeout=2")
+        await storage.open()
+        with pytest.raises(StorageUnavailable) as caught:
+            await storage.check()
+        assert not isinstance(caught.value, StorageRefused)
+        await storage.close()
+
+
 def error(number: int) -> bytes:
     return b"\xff" + number.to_bytes(2, "little") + b"#HY000what the server says"
 
