@@ -73,6 +73,7 @@ class MongoDBStorage(Storage):
         self._collection: Any = None
         self._indexing: asyncio.Task[str | None] | None = None
         self._looked = 0.0
+        self._look: asyncio.TimerHandle | None = None
         self._calls: set[asyncio.Future[Any]] = set()
         if self._source is None:
             self._use(client)
@@ -104,7 +105,7 @@ class MongoDBStorage(Storage):
         await refused_by_another(self, self._try(), self._source and self._source.place)
 
     async def _try(self) -> None:
-        indexing = self._index_soon()
+        indexing = self._index_now()
         await asyncio.wait({indexing}, timeout=self.timeout / 4)
         await super().check()
         if not indexing.done():
@@ -180,6 +181,9 @@ class MongoDBStorage(Storage):
 
     async def close(self) -> None:
         """Close the client that `open` made; one that was passed in stays open."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         if self._indexing is not None:
             self._indexing.cancel()
             await asyncio.wait({self._indexing})
@@ -291,20 +295,22 @@ class MongoDBStorage(Storage):
 
     # The TTL index.
 
-    def _index_soon(self, delay: float = 0) -> asyncio.Task[str | None]:
+    def _index_now(self) -> asyncio.Task[str | None]:
         if self._indexing is None or self._indexing.done():
-            self._indexing = asyncio.create_task(self._index(delay))
+            self._indexing = asyncio.create_task(self._index())
         return self._indexing
 
     def _look_at_index(self) -> None:
         """After a create, which makes a collection anew that was dropped, and not its index: look soon, but seldom."""
-        if self._client is not None and (self._indexing is None or self._indexing.done()):
-            delay = max(0.0, self._looked + _LOOK_AGAIN - asyncio.get_running_loop().time())
-            self._index_soon(delay).add_done_callback(self._complain)
+        if self._client is not None and self._look is None:
+            self._look = asyncio.get_running_loop().call_at(self._looked + _LOOK_AGAIN, self._look_now)
 
-    async def _index(self, delay: float) -> str | None:
+    def _look_now(self) -> None:
+        self._look = None
+        self._index_now().add_done_callback(self._complain)
+
+    async def _index(self) -> str | None:
         """Create the index if it is missing; return why it cannot be."""
-        await asyncio.sleep(delay)
         while True:
             try:
                 if not await self._has_index():

@@ -32,7 +32,7 @@ from aiohttp_store import (
 )
 from aiohttp_store._foreign_words import ROWS, answer
 from aiohttp_store.compat import SimpleCookieStorage
-from aiohttp_store.storages import _mongodb_url, _redis_url, memcached, mysql, sqlite
+from aiohttp_store.storages import SCHEMES, _mongodb_url, _redis_url, memcached, mysql, sqlite
 from aiohttp_store.storages.memory import MemoryStorage
 
 from ..conftest import AiohttpClient
@@ -311,7 +311,10 @@ def test_a_parameter_from_elsewhere_is_answered_with_ours(url: str, message: str
         ("dynamodb", "register()"),
     ],
 )
-def test_a_scheme_from_elsewhere_is_answered_with_ours(scheme: str, message: str) -> None:
+def test_a_scheme_from_elsewhere_is_answered_with_ours(
+    scheme: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(SCHEMES, scheme, raising=False)  # where the example of a storage has registered one
     with pytest.raises(ConfigError, match=re.escape(f"unknown storage '{scheme}://'; ")) as caught:
         setup(web.Application(), f"{scheme}://host/path")
     assert message in str(caught.value)
