@@ -57,14 +57,15 @@ UNTRACED = {
     *("test_browser.py", "test_browser_cookies.py", "test_browser_other_sites.py", "test_browser_page.py"),
     "test_chaos.py",
     *("test_example_apps.py", "test_example_deployments.py", "test_examples.py", "test_outages.py"),
-    "test_simulation.py",
+    *("test_mutants.py", "test_nginx_headers.py", "test_simulation.py"),
 }
 """Files that reach no line of the package that others do not; most of it runs in processes of their own there."""
 
 
 ABOVE_DRIVERS = {
     *("test_conflicts.py", "test_identity.py", "test_lifetimes.py", "test_odd_data.py", "test_requests.py"),
-    *("test_hostile_input.py", "test_websockets.py"),
+    *("test_hostile_input.py", "test_websockets.py", "test_failed_and_late.py", "test_cookie_path.py"),
+    *("test_express.py", "test_fields.py"),
 }
 """Files about what stands above the three verbs: of one server's two drivers the first is enough for them."""
 

@@ -79,7 +79,7 @@ async def crashed(request: web.Request) -> web.StreamResponse:
 @pytest.mark.parametrize("place", ["inside", "outside", "nowhere"])
 @pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "new"])
 async def test_a_response_of_status_500_saves_nothing_and_sets_no_cookie(
-    is_stored: bool, place: str, fail: Handler, aiohttp_client: AiohttpClient, storage_url: str
+    is_stored: bool, place: str, fail: Handler, aiohttp_client: AiohttpClient
 ) -> None:
     async def half(request: web.Request) -> web.StreamResponse:
         session = await get_session(request)
@@ -87,7 +87,7 @@ async def test_a_response_of_status_500_saves_nothing_and_sets_no_cookie(
         session.renew()
         return await fail(request)
 
-    client = await served(aiohttp_client, storage_url, half, **{place: [catching(500)]})
+    client = await served(aiohttp_client, "memory://", half, **{place: [catching(500)]})
     before = {}
     if is_stored:
         await client.get("/begin")
@@ -249,10 +249,10 @@ async def nothing(request: web.Request) -> web.Response:
     ids=lambda around: next(iter(around)),
 )
 async def test_a_change_after_the_handler_is_saved(
-    around: dict[str, Any], handler: Handler, aiohttp_client: AiohttpClient, storage_url: str
+    around: dict[str, Any], handler: Handler, aiohttp_client: AiohttpClient
 ) -> None:
     handlers = [one for one in (reading, nothing) if one is handler]
-    client = await served(aiohttp_client, storage_url, *handlers, **around)
+    client = await served(aiohttp_client, "memory://", *handlers, **around)
     await client.get(f"/{handler.__name__}")
     assert (await shown(client))["marked"]
     await client.get(f"/{handler.__name__}")
