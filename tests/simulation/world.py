@@ -269,6 +269,7 @@ class World:
             oracle.find("errors", f"#{attempt.number} was answered {status}, and its cookie was changed")
         if status not in (200, 302):
             attempt.is_refused = True
+            attempt.pending.clear()  # it was dropped, and a task that goes on gets the session as it is stored
             if not self._is_scripted(attempt, status) and not self._is_explained(attempt, status):
                 oracle.find("errors", f"#{attempt.number} was answered {status}")
 
@@ -340,8 +341,8 @@ class World:
         try:
             await handler.open()
             await handler.take_all(attempt.visit.steps)
-        except Exception:
-            attempt.pending.clear()  # what a handler has done that fails is dropped
+        except BaseException:
+            attempt.pending.clear()  # what a handler has done that fails or is cancelled is dropped
             raise
         if handler.response is not None:
             await handler.response.write_eof()
