@@ -125,10 +125,11 @@ def middleware_of(manager: SessionManager[Any], *, is_alone: bool = False) -> Mi
                 await save(visit, visit.request or request, response)
         except web.HTTPException:
             raise
-        except BaseException as error:
+        except asyncio.CancelledError:
+            end(visit)  # there will be no response; a task that goes on may save
+            raise
+        except Exception as error:
             drop(visit)
-            if not isinstance(error, Exception):
-                end(visit)  # there will be no response
             if isinstance(error, REFUSALS) and not visit.headers_sent and request.writer.output_size == 0:
                 raise as_response(error, visit.manager) from error
             raise  # after the headers aiohttp drops the connection, where a page would be a second response

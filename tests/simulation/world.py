@@ -341,8 +341,8 @@ class World:
         try:
             await handler.open()
             await handler.take_all(attempt.visit.steps)
-        except BaseException:
-            attempt.pending.clear()  # what a handler has done that fails or is cancelled is dropped
+        except Exception:
+            attempt.pending.clear()  # what a handler has done that fails is dropped
             raise
         if handler.response is not None:
             await handler.response.write_eof()
