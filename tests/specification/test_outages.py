@@ -326,8 +326,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
 @pytest.fixture
 def timeout() -> float:
-    """Seconds in which a busy machine still serves all who come at once; a quiet one needs a tenth of it."""
-    return 0.6 * pace()
+    """Seconds in which a busy machine still serves all who come at once; a quiet one needs a fraction of it."""
+    return 0.9 * pace()
 
 
 def url_of(base: str, name: str, timeout: float) -> str:
