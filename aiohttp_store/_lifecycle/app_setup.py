@@ -52,7 +52,7 @@ def setup(
     codec: Codec | None = None,
     check: bool = False,
 ) -> None:
-    """Give every request of `app` a session, kept in `storage`, a `Storage` or its URL.
+    """Set up `app` so that every request has a session, kept in `storage`: a `Storage` or its URL.
 
     The storage is opened and closed with the app. One that is open already is left to whoever has opened it, and one
     that several apps share is closed with the last of them.
